@@ -1,0 +1,108 @@
+"""Mathematical equivalence of a completion's answer and the gold answer, by math-verify.
+
+math-verify guards time with SIGALRM, which fails off the main thread and cancels outer alarms, so
+its limits are off here: `judge` can take for ever on hostile text and runs in rewards.child.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rewards.extraction import find_answer
+from rewards.registry import Case, Judgement, Outcome, Score, check_weights, reward, weigh
+
+MAX_ANSWER_CHARACTERS = 2000  # longer answers are unparsable unseen; the longest gold we know has 210
+# Integers compare exactly, as in math-verify; decimals do not: it rounds them to six places.
+_INTEGER = re.compile(r"[-+]?[0-9]{1,50}")
+_SCIENTIFIC = re.compile(r"([-+]?[0-9]*\.?[0-9]+)[eE]([-+]?[0-9]+)")
+_PROSE = re.compile(r"(?<![A-Za-z])[A-Za-z]{2,} +[A-Za-z]{2,}")
+
+
+@reward("accuracy")
+def accuracy(case: Case, judgement: Judgement) -> float:
+    """1.0 for a correct answer; 0.0 for everything else, time-outs and errors included."""
+    return 1.0 if judgement.outcome == "correct" else 0.0
+
+
+def judge(case: Case) -> Judgement:
+    """Find the answer and compare it with the gold one. Unbounded time and memory: see above.
+
+    Raises ValueError if the gold answer cannot be parsed.
+    """
+    answer = find_answer(case.text, case.tags, case.strict)
+    if answer is None:
+        return Judgement("unparsable", None)
+    return Judgement(compare(case.gold, answer), answer[:MAX_ANSWER_CHARACTERS])
+
+
+def score(case: Case, weights: Mapping[str, float]) -> Score:
+    """Judge and weigh one case in this process, without limits. For text you trust."""
+    check_weights(weights)
+    return weigh(case, judge(case), weights)
+
+
+def compare(gold: str, answer: str) -> Outcome:
+    """correct, wrong or unparsable. Not symmetric: (1, 2) answers 1 < x < 2, but not the reverse."""
+    if len(answer) > MAX_ANSWER_CHARACTERS:
+        return "unparsable"
+    if _INTEGER.fullmatch(gold.strip()) and _INTEGER.fullmatch(answer.strip()):
+        return "correct" if int(gold) == int(answer) else "wrong"
+    expected = parse_gold(gold)
+    if gold.strip() == answer.strip():
+        return "correct"
+    found = _parse(answer)
+    if not found:
+        return "unparsable"
+    equal = _math_verify().verify(list(expected), list(found), timeout_seconds=None)  # gold comes first
+    return "correct" if equal else "wrong"
+
+
+def parse_gold(answer: str) -> tuple[Any, ...]:
+    """The gold answer as sympy objects. ValueError, naming it, if it cannot be parsed."""
+    parsed = _parse(answer) if len(answer) <= MAX_ANSWER_CHARACTERS else ()
+    if not parsed:
+        shown = answer if len(answer) <= 80 else answer[:80] + "…"
+        raise ValueError(
+            f"the gold answer {shown!r} cannot be parsed: expected a number or LaTeX such as "
+            r"\frac{1}{2}, at most "
+            f"{MAX_ANSWER_CHARACTERS} characters; correct the row or drop it"
+        )
+    return parsed
+
+
+@functools.lru_cache(maxsize=1024)  # a group shares its gold answer and often its wrong answers
+def _parse(answer: str) -> tuple[Any, ...]:
+    """sympy objects of the first reading that math-verify accepts; empty if there is none."""
+    for form in _readings(answer):
+        parsed = _math_verify().parse(form, fallback_mode="no_fallback", parsing_timeout=None)
+        if parsed:
+            return tuple(parsed)
+    return ()
+
+
+def _readings(answer: str) -> list[str]:
+    r"""How to hand an answer to math-verify, which reads LaTeX only between delimiters.
+
+    Mended first, as it misreads them: \$ (currency), newlines inside $…$, 1.7e-6 (Euler's e).
+    """
+    text = answer.replace(r"\$", "").replace("\n", " ").replace("\N{MINUS SIGN}", "-").strip()
+    if scientific := _SCIENTIFIC.fullmatch(text.strip("$ ")):
+        return [rf"${scientific[1]} \times 10^{{{scientific[2]}}}$"]
+    if "$" in text or r"\(" in text or r"\[" in text:
+        return [text]
+    if _PROSE.search(text) and "\\" not in text:
+        return [text, rf"$\text{{{text}}}$"]
+    return [f"${text}$"]
+
+
+@functools.cache
+def _math_verify() -> Any:
+    """math-verify, imported late (it takes half a second) and without its warning of no time-out."""
+    import math_verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    return math_verify

@@ -1,0 +1,224 @@
+"""Claims about the verifier and its killable child: limits hold, survivors are scored, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from actors.verifier import Verifier
+from configs.schema import Rewards
+from data.records import Completion, Group, Problem, Prompt
+from rewards.child import VerifierChild
+from rewards.registry import Case
+
+ROOT = Path(__file__).resolve().parent.parent
+HANGS = "10^{10^{10^{10}}}"
+WEIGHTS = {"accuracy": 1.0, "format": 0.25}
+
+
+def structured(answer: str) -> str:
+    return f"<think>because</think><answer>{answer}</answer>"
+
+
+def group(*texts: str, gold: str = "7") -> Group:
+    prompt = Prompt(0, Problem("id", "3 + 4", gold), (1, 2))
+    none = np.zeros(0, np.int32)
+    return Group(
+        prompt,
+        tuple(Completion(i, i, none, none.astype(np.float32), none, text, "stop") for i, text in enumerate(texts)),
+    )
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"still not so after {seconds} s"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def child() -> Iterator[VerifierChild]:
+    with VerifierChild(WEIGHTS, timeout_seconds=0.6) as child:
+        yield child
+
+
+def test_verdicts_come_in_the_order_of_the_completions_under_the_configured_tags():
+    verifier = Verifier(Rewards(weights=WEIGHTS, reasoning_tag="plan", answer_tag="result"))
+    assert verifier.ready() is True
+    sampled = group("<plan>3 + 4</plan><result>7</result>", "8", r"\boxed{\frac{14}{2}}", "no idea")
+    scored = verifier.score(sampled)
+    verifier.close()
+    assert scored.completions == sampled.completions
+    assert [verdict.outcome for verdict in scored.verdicts] == ["correct", "wrong", "correct", "unparsable"]
+    assert [verdict.total for verdict in scored.verdicts] == [1.25, 0.0, 1.0, 0.0]
+    assert [verdict.extracted for verdict in scored.verdicts] == ["7", "8", r"\frac{14}{2}", None]
+    assert scored.verdicts[0].rewards == {"accuracy": 1.0, "format": 1.0}
+
+
+def test_the_verifier_refuses_unknown_rewards():
+    with pytest.raises(ValueError, match="did you mean 'format'"):
+        Verifier(Rewards(weights={"formats": 1.0}))
+
+
+def test_time_outs_are_counted_and_survivors_are_scored(child):
+    texts = [structured("7"), structured(HANGS), structured("8"), structured(HANGS), structured("7")]
+    start = time.monotonic()
+    scores = child.score([Case(text, "7") for text in texts])
+    assert time.monotonic() - start < 10
+    assert [score.outcome for score in scores] == ["correct", "timeout", "wrong", "timeout", "correct"]
+    assert scores[1].rewards == {"accuracy": 0.0, "format": 1.0}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        r"\frac{1}{2}+" * 90_000,
+        "(" * 3000 + "1" + ")" * 3000,
+        "(2^{999999999})!",
+        "9**9**9**9",
+        '\x00\ud800\n{"outcome": "correct"}\n',
+    ],
+    ids=["megabyte", "deep", "factorial", "power", "forged"],
+)
+def test_hostile_answers_end_in_bounded_time_and_never_as_correct(child, answer):
+    start = time.monotonic()
+    scores = child.score([Case(structured(answer), "7"), Case(structured("7"), "7")])
+    assert time.monotonic() - start < 8
+    assert scores[0].outcome in ("wrong", "unparsable", "timeout")
+    assert scores[1].outcome == "correct"
+
+
+def test_a_completion_whose_child_is_killed_from_outside_is_judged_again(child, monkeypatch):
+    child.start()
+    exchange, before = child._exchange, child.starts
+    killers: list[threading.Timer] = []
+
+    def killed_once_on_the_way(request: bytes, seconds: float) -> dict[str, object]:
+        if HANGS.encode() in request and not killers:
+            killers.append(threading.Timer(0.2, os.kill, (child.pid, signal.SIGKILL)))
+            killers[0].start()
+        return exchange(request, seconds)
+
+    monkeypatch.setattr(child, "_exchange", killed_once_on_the_way)
+    scores = child.score([Case("7", "7"), Case(structured(HANGS), "7"), Case("7", "7")])
+    assert [score.outcome for score in scores] == ["correct", "timeout", "correct"]
+    assert child.starts - before == 2, "once for the kill, once for the time-out"
+
+
+def test_a_completion_that_exhausts_the_childs_memory_is_an_error_and_the_rest_go_on():
+    with VerifierChild(WEIGHTS, memory_mb=128) as child:
+        huge = structured("7" * 30_000_000)
+        scores = child.score([Case("7", "7"), Case(huge, "7"), Case("8", "7")])
+    assert [score.outcome for score in scores] == ["correct", "error", "wrong"]
+    assert scores[1].rewards == {"accuracy": 0.0, "format": 1.0}
+
+
+def test_a_child_killed_while_idle_costs_no_completion(child):
+    child.start()
+    os.kill(child.pid, signal.SIGKILL)
+    assert child.score([Case("7", "7")])[0].outcome == "correct"
+
+
+def test_an_interrupted_call_leaves_no_late_reply_for_the_next_one(child):
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    child.start()
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+    with pytest.raises(Interrupted):
+        child.score([Case(structured(HANGS), "7")])
+    signal.signal(signal.SIGUSR1, previous)
+    assert child.score([Case("7", "7")])[0].outcome == "correct"
+
+
+def test_a_stopped_child_is_a_time_out_even_if_the_request_does_not_fit_its_pipe(child):
+    child.start()
+    os.kill(child.pid, signal.SIGSTOP)
+    outcomes = [score.outcome for score in child.score([Case("7" * 1_000_000, "7"), Case("7", "7")])]
+    assert outcomes == ["timeout", "correct"]
+
+
+def test_an_unparsable_gold_is_an_error_not_a_wrong_answer(child):
+    assert child.score([Case("7", "?!")])[0].outcome == "error"
+
+
+def test_the_child_is_limited_in_memory_and_writes_no_files(child):
+    child.start()
+    process = psutil.Process(child.pid)
+    assert process.rlimit(psutil.RLIMIT_AS) == (2048 * 2**20, 2048 * 2**20)
+    assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
+    assert process.rlimit(psutil.RLIMIT_FSIZE) == (0, 0)
+
+
+def test_a_child_that_cannot_start_says_why():
+    with pytest.raises(RuntimeError, match=r"did not start.*20 MiB.*rewards\.memory_mb"):
+        VerifierChild(WEIGHTS, memory_mb=20).start()
+    with pytest.raises(RuntimeError, match=r"it gave no answer in 0\.01 s"):
+        VerifierChild(WEIGHTS, start_seconds=0.01).start()
+
+
+def test_nothing_is_left_after_close(child):
+    child.start()
+    process = psutil.Process(child.pid)
+    child.close()
+    assert not process.is_running()
+    assert child.pid is None
+    child.close()
+
+
+def test_it_works_off_the_main_thread_and_after_that_thread_has_ended(child):
+    outcomes: list[str] = []
+
+    def run() -> None:
+        child.close()
+        outcomes.append(child.score([Case(r"\boxed{1/2}", "0.5")])[0].outcome)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    pid = child.pid
+    outcomes.append(child.score([Case(r"\boxed{1/2}", "0.5")])[0].outcome)
+    assert outcomes == ["correct", "correct"]
+    assert child.pid == pid, "the child died with the thread that started it"
+
+
+ORPHAN = """
+import sys
+from rewards.child import VerifierChild
+from rewards.registry import Case
+child = VerifierChild({"accuracy": 1.0}, timeout_seconds=0.5)
+child.start()
+print(child.pid, flush=True)
+if sys.argv[1] == "busy":
+    child.timeout_seconds = 60.0
+    child.score([Case("\\\\boxed{10^{10^{10^{10}}}}", "7")])
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("state", ["idle", "busy"])
+def test_the_child_dies_with_a_parent_that_is_killed_wherever_that_runs(state, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-P", "-c", ORPHAN, state]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=pipe, stdout=pipe) as parent:
+        assert parent.stdout
+        orphan = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(0.3)
+        assert orphan.is_running()
+        parent.kill()
+    wait_until(lambda: not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE, seconds=8)
