@@ -1,0 +1,51 @@
+"""The rollout workers as one: prompts go to the least loaded, control calls go to all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.rollout_worker import SampleRequest
+from actors.waiting import wait_for
+from data.records import Prompt
+
+TAKE_SECONDS = 5.0
+
+
+class RolloutPool:
+    """Handles of rollout workers, and how many prompts each still owes."""
+
+    def __init__(self, workers: list[ActorHandle], deadline_seconds: float) -> None:
+        self.workers = workers
+        self._deadline_seconds = deadline_seconds
+        self._owed = dict.fromkeys(range(len(workers)), 0)
+
+    def submit(self, prompts: list[Prompt], request: SampleRequest) -> None:
+        """Hand every prompt to the worker that owes least."""
+        shares: dict[int, list[Prompt]] = {}
+        for prompt in prompts:
+            worker = min(self._owed, key=lambda index: self._owed[index])
+            shares.setdefault(worker, []).append(prompt)
+            self._owed[worker] += 1
+        self._all([self.workers[w].submit.remote(share, request) for w, share in shares.items()], "submit")
+
+    def take(self) -> dict[ray.ObjectRef, int]:
+        """One pending `take` of every worker that owes prompts: reference -> worker."""
+        return {self.take_from(worker): worker for worker, owed in self._owed.items() if owed}
+
+    def take_from(self, worker: int) -> ray.ObjectRef:
+        return self.workers[worker].take.remote(TAKE_SECONDS)
+
+    def delivered(self, worker: int, groups: int) -> bool:
+        """Note that a worker has delivered groups; True while it owes more."""
+        self._owed[worker] -= groups
+        return self._owed[worker] > 0
+
+    def weight_transfer(self, call: str, arguments: dict[str, Any]) -> None:
+        """Run a weight-transfer call on every worker and wait for all."""
+        self._all([w.weight_transfer.remote(call, arguments) for w in self.workers], call)
+
+    def _all(self, references: list[ray.ObjectRef], what: str) -> None:
+        wait_for(references, self._deadline_seconds, f"A rollout worker ({what})", "rollout.deadline_seconds")

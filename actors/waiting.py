@@ -1,0 +1,55 @@
+"""Waiting for Ray actors: every wait has a deadline, and its error names who is waited for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from configs.errors import RunError, UsageError
+
+
+def wait_for(references: Sequence[ray.ObjectRef], seconds: float, who: str, option: str) -> list[Any]:
+    """The answers of all references. RunError, naming `who` and the deadline's `option`, if one is late
+    or its actor has died; an error of ours raised over there is raised here as it was."""
+    try:
+        return ray.get(list(references), timeout=seconds)
+    except GetTimeoutError:
+        raise RunError(late(who, seconds, option)) from None
+    except RayActorError as error:
+        raise RunError(f"{who} has died: {_first_line(error)} {WHERE_LOGS_ARE}") from None
+    except RayTaskError as error:
+        if isinstance(error.cause, RunError | UsageError):
+            raise type(error.cause)(*error.cause.args) from None
+        raise
+
+
+WHERE_LOGS_ARE = "Its log is in Ray's session folder, logs/worker-*.err; `--resume` goes on from the newest checkpoint."
+
+
+def late(who: str, seconds: float, option: str) -> str:
+    """The message of a deadline missed."""
+    return (
+        f"{who} did not answer within {seconds:g} s. It hangs or is too slow for its work: look at the Ray "
+        f"dashboard, give it less to do, or raise {option}."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])
+
+
+class Deadline:
+    """Time left until a moment `seconds` from now."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    @property
+    def left(self) -> float:
+        return max(0.0, self._end - time.monotonic())
