@@ -1,0 +1,65 @@
+"""Writes one rank's part of a checkpoint in the background, from copies already made in memory."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+
+class BackgroundWriter:
+    """One write at a time, in a thread; whoever asks `done` hears of its failure."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Run `write` in the background, after the one before it has ended."""
+        self.done(wait=True)
+        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
+        self._thread.start()
+
+    def done(self, wait: bool) -> bool:
+        """Whether nothing is being written any more; with `wait`, once that is so."""
+        if self._thread is not None and wait:
+            self._thread.join()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return self._thread is None or not self._thread.is_alive()
+
+    def _run(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except BaseException as error:  # noqa: BLE001 - kept for `done`, in the thread that can act on it
+            self._failure = error
+
+
+def write_model(folder: Path, weights: dict[str, torch.Tensor], configs: list[Any], tokenizer: Any) -> None:
+    """A Hugging Face model folder, as transformers and vLLM open it.
+
+    configs: the model's config and generation config. `use_cache` is saved as true: without it a
+    checkpoint generates many times slower.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for config in configs:
+        config.use_cache = True
+        config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def flush_to_disk(folder: Path) -> None:
+    """fsync every file under the folder, and the folders themselves."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,338 @@
+"""One learner rank: a DeepSpeed engine that turns update batches into new weights.
+
+The only file that knows DeepSpeed. A plain class: `cluster` makes a Ray actor of it, `replay` and the
+tests use it as it is. Every method is a collective: all ranks are called alike, in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from collections.abc import Sequence as ListOf
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from transformers import AutoTokenizer
+
+from configs.errors import RunError
+from configs.schema import Config
+from learner import trainer_state
+from learner.batching import MicroBatch, Sequence, micro_batches
+from learner.checkpoint_writer import BackgroundWriter, flush_to_disk, write_model
+from learner.objectives import Clip, LossInputs, grpo
+from learner.optimizers import build_optimizer
+from learner.policy import Policy, load_policy
+from learner.schedule import learning_rate
+
+Parameters = dict[str, tuple[tuple[int, ...], torch.dtype]]
+NamedTensors = list[tuple[str, torch.Tensor]]
+
+
+class Sender(Protocol):
+    """What `sync_weights` needs of a weight transport."""
+
+    def open(self, parameters: Parameters) -> list[list[str]]: ...
+
+    def send(self, buckets: Iterator[NamedTensors], version: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class RankOptions:
+    """Where this rank stands and what it loads.
+
+    reference_path: the initial model, for the KL. total_updates: optimizer steps of the whole run.
+    """
+
+    rank: int
+    ranks: int
+    address: str
+    port: int
+    threads: int
+    model_path: Path
+    reference_path: Path
+    total_updates: int
+
+
+class LearnerRank:
+    """Holds the policy, its optimizer, and how many optimizer steps it has made (`version`)."""
+
+    def __init__(self, config: Config, options: RankOptions) -> None:
+        torch.set_num_threads(options.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        self.config = config
+        self.options = options
+        self.version = 0
+        _join_process_group(options, config.learner.deadline_seconds)
+        self._engine = _build_engine(config, options.model_path)
+        self._policy: Policy = self._engine.module
+        self._reference = self._load_reference() if config.learner.kl_coefficient > 0 else None
+        self._sender: Sender | None = None
+        self._buckets: list[list[str]] = []
+        self._writer = BackgroundWriter()
+
+    def ready(self) -> int:
+        """The process id, once the constructor is through."""
+        return os.getpid()
+
+    # -- learning ---------------------------------------------------------------------------------
+
+    def update(self, sequences: ListOf[Sequence], on_policy: bool) -> dict[str, float]:
+        """One optimizer step on an update batch; returns its metrics, the same on every rank.
+
+        on_policy: the sequences were sampled with just these weights, so the sampler's log-probs must
+        equal ours; if they do not, the run stops before the weights change.
+        """
+        rate = learning_rate(self.config.learner, self.version, self.options.total_updates)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = rate
+        totals = self._accumulate(sequences)
+        self._check(totals, on_policy)
+        self._engine.step()
+        self.version += 1
+        return {
+            "policy/loss": totals["loss"],
+            "policy/entropy": totals["entropy"] / totals["tokens"],
+            "policy/clip_fraction": totals["clipped"] / totals["tokens"],
+            "policy/kl": totals.get("kl", 0.0),
+            "policy/grad_norm": float(self._engine.get_global_grad_norm() or 0.0),
+            "policy/learning_rate": rate,
+            "rollout/logprob_diff": totals["diff"] / totals["tokens"],
+            "rollout/logprob_diff_max": totals["diff_max"],
+            "tokens/trained": totals["tokens"],
+        }
+
+    def _accumulate(self, sequences: ListOf[Sequence]) -> dict[str, float]:
+        """Forward and backward of every micro-batch; the sums of its statistics over all ranks."""
+        sums: dict[str, float] = {}
+        worst = 0.0
+        for batch in self._micro_batches(sequences):
+            loss, statistics, diff_max = self._loss(batch)
+            # DeepSpeed averages gradients over ranks; the weights already sum to 1 over all of them.
+            self._engine.backward(loss * self.options.ranks, scale_wrt_gas=False)
+            for name, value in statistics.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            worst = max(worst, diff_max)
+        return {**_sum_over_ranks(sums), "diff_max": _max_over_ranks(worst)}
+
+    def _loss(self, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, Any], float]:
+        logprobs, entropy = self._forward(self._engine, batch)
+        reference = None
+        if self._reference is not None:
+            with torch.no_grad():
+                reference, _ = self._forward(self._reference, batch)
+        learner = self.config.learner
+        inputs = LossInputs(
+            logprobs=logprobs,
+            old_logprobs=logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs,
+            reference_logprobs=reference,
+            advantages=batch.advantages,
+            weights=batch.weights,
+        )
+        loss, statistics = grpo(inputs, Clip(learner.clip_low, learner.clip_high), learner.kl_coefficient)
+        real = batch.sequence >= 0
+        diff = (logprobs.detach() - batch.sampler_logprobs).abs()[real]
+        statistics |= {
+            "loss": loss.detach(),
+            "entropy": entropy[real].sum(),
+            "diff": diff.sum(),
+            "tokens": real.sum(),
+        }
+        return loss, statistics, float(diff.max()) if len(diff) else 0.0
+
+    def _check(self, totals: dict[str, float], on_policy: bool) -> None:
+        """Stop, before the step, on a loss that is no number or weights that did not arrive."""
+        if not math.isfinite(totals["loss"]):
+            raise RunError(
+                f"The loss of policy version {self.version} is {totals['loss']}. Lower learner.learning_rate "
+                "or learner.max_grad_norm, or use model.dtype=float32; the newest checkpoint is untouched."
+            )
+        mean, worst = totals["diff"] / totals["tokens"], totals["diff_max"]
+        limits = self.config.rollout
+        # Written so that a difference that is not a number is over the limit too.
+        if on_policy and not (mean <= limits.logprob_diff_mean and worst <= limits.logprob_diff_max):
+            raise RunError(
+                f"The rollout workers' log-probs are not the learner's at policy version {self.version}: they "
+                f"differ by {mean:.2e} on average (limit rollout.logprob_diff_mean={limits.logprob_diff_mean:g}) "
+                f"and {worst:.2e} at most (limit rollout.logprob_diff_max={limits.logprob_diff_max:g}). The weight "
+                "sync did not bring these weights, or the two compute differently; in bfloat16 allow more."
+            )
+
+    def logprobs(self, sequences: ListOf[Sequence]) -> list[tuple[int, np.ndarray]]:
+        """(index, log-probs float32 [C]) of this rank's share of the sequences, without gradient."""
+        answers = []
+        with torch.no_grad():
+            for batch in self._micro_batches(sequences):
+                values, _ = self._forward(self._engine, batch)
+                for index in torch.unique(batch.sequence[batch.sequence >= 0]).tolist():
+                    answers.append((index, values[batch.sequence == index].numpy()))
+        return answers
+
+    def _micro_batches(self, sequences: ListOf[Sequence]) -> list[MicroBatch]:
+        budget = self.config.learner.tokens_per_micro_batch
+        return micro_batches(sequences, budget, self.options.rank, self.options.ranks)
+
+    def _forward(self, module: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        temperature = self.config.rollout.temperature
+        return module(batch.input_ids, batch.rows, batch.positions, batch.targets, temperature)
+
+    def _load_reference(self) -> Policy:
+        learner = self.config.learner
+        policy = load_policy(self.options.reference_path, self.config.model.dtype, learner.logprob_chunk_tokens, False)
+        return policy.requires_grad_(False)
+
+    # -- weights out ------------------------------------------------------------------------------
+
+    def connect(self, sender: Sender) -> None:
+        """Take the transport that `sync_weights` will use. Rank 0 alone holds one that sends."""
+        self._sender = sender
+        weights = self._policy.named_weights()
+        shapes = {name: (tuple(_shape(p)), p.dtype) for name, p in weights.items()}
+        buckets = sender.open(shapes) if self.options.rank == 0 else None
+        self._buckets = _from_rank_0(buckets)
+
+    def sync_weights(self) -> None:
+        """Push the weights to every rollout worker, as the current version."""
+        if self._sender is None:
+            raise RuntimeError("sync_weights before connect")
+        if self.options.rank == 0:
+            self._sender.send(self._gathered(self._buckets), self.version)
+        else:
+            for _ in self._gathered(self._buckets):
+                pass
+
+    def _gathered(self, buckets: list[list[str]]) -> Iterator[NamedTensors]:
+        """Whole tensors, bucket by bucket; under ZeRO-3 gathered on every rank, then let go again."""
+        import deepspeed
+
+        weights = self._policy.named_weights()
+        for names in buckets:
+            held = [weights[name] for name in names]
+            with deepspeed.zero.GatheredParameters(held, enabled=self.config.learner.zero_stage == 3):
+                yield [(name, weights[name].data) for name in names]
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def whole_weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the whole model on rank 0; empty on the others, which take part in the gather."""
+        copies: dict[str, torch.Tensor] = {}
+        for bucket in self._gathered([[name] for name in self._policy.named_weights()]):
+            if self.options.rank == 0:
+                copies |= {name: tensor.clone() for name, tensor in bucket}
+        return copies
+
+    def begin_save(self, folder: Path) -> None:
+        """Copy this rank's state in memory and write it in the background: trainer state of every rank,
+        and from rank 0 the model as a Hugging Face folder."""
+        weights = self.whole_weights()
+        tensors, scalars = trainer_state.snapshot(self._engine)
+        scalars["version"] = self.version
+        self._writer.start(lambda: self._write(folder, weights, tensors, scalars))
+
+    def saved(self, wait: bool) -> bool:
+        """Whether the last save is on disk; raises what kept it from there."""
+        return self._writer.done(wait)
+
+    def _write(self, folder: Path, weights: dict[str, Any], tensors: dict[str, Any], scalars: dict[str, Any]) -> None:
+        model = self._policy.model
+        if self.options.rank == 0:
+            tokenizer = AutoTokenizer.from_pretrained(self.options.model_path)
+            write_model(folder, weights, [model.config, model.generation_config], tokenizer)
+        trainer_state.write(folder / "trainer", self.options.rank, tensors, scalars)
+        flush_to_disk(folder)
+
+    def load_trainer_state(self, folder: Path) -> None:
+        """Put back what `begin_save` wrote; the engine was built from the same checkpoint's weights."""
+        tensors, scalars = trainer_state.read(folder, self.options.rank)
+        self.version = int(scalars.pop("version"))
+        trainer_state.restore(self._engine, tensors, scalars)
+
+    def close(self) -> None:
+        """Finish writing and leave the process group."""
+        self._writer.done(wait=True)
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def with_old_logprobs(sequences: ListOf[Sequence], answers: list[tuple[int, np.ndarray]]) -> list[Sequence]:
+    """The sequences with pi_old filled in from the answers of all ranks to `logprobs`."""
+    old = dict(answers)
+    return [replace(s, old_logprobs=old[i]) for i, s in enumerate(sequences)]
+
+
+def _shape(parameter: torch.nn.Parameter) -> torch.Size:
+    """The whole shape, also where ZeRO-3 has left only a slice in place."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _join_process_group(options: RankOptions, deadline_seconds: float) -> None:
+    """Gloo over loopback (or the given address), without compiling DeepSpeed's own CPU collectives."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if options.address == "127.0.0.1":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["LOCAL_RANK"] = str(options.rank)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="gloo",
+        auto_mpi_discovery=False,
+        timeout=timedelta(seconds=deadline_seconds),
+        init_method=f"tcp://{options.address}:{options.port}",
+        rank=options.rank,
+        world_size=options.ranks,
+        verbose=False,
+    )
+
+
+def _build_engine(config: Config, model_path: Path) -> Any:
+    """The DeepSpeed engine around the policy. Default path: nothing is compiled."""
+    import deepspeed
+
+    learner = config.learner
+    policy = load_policy(
+        model_path, config.model.dtype, learner.logprob_chunk_tokens, config.model.gradient_checkpointing
+    )
+    engine, *_ = deepspeed.initialize(
+        model=policy,
+        optimizer=build_optimizer(policy, learner),
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "gradient_clipping": learner.max_grad_norm,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},
+            "bf16": {"enabled": config.model.dtype == "bfloat16"},
+            "steps_per_print": 10**9,
+        },
+    )
+    engine.basic_optimizer.state.clear()  # of the step on zero gradients, which counts in the bias correction
+    return engine
+
+
+def _sum_over_ranks(sums: dict[str, float]) -> dict[str, float]:
+    names = sorted(sums)
+    values = torch.tensor([sums[name] for name in names], dtype=torch.float64)
+    dist.all_reduce(values)
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def _max_over_ranks(value: float) -> float:
+    # max() would lose a NaN; an infinite difference is over every limit.
+    worst = torch.tensor(value if math.isfinite(value) else math.inf, dtype=torch.float64)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    return float(worst)
+
+
+def _from_rank_0(value: Any) -> Any:
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
