@@ -1,0 +1,123 @@
+"""Checkpoints of a run: begun in memory, finished by a manifest, found again by it.
+
+A folder counts as a checkpoint once `manifest.json` stands in it; the manifest lists every file with
+size and SHA-256 and is renamed into place last, so a half-written one is never taken for whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cluster.learner_group import LearnerGroup
+from configs.errors import RunError, UsageError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class LoopState:
+    """What the loop itself must keep: steps done, the sampler's cursor, the policy version, ranks and stage."""
+
+    step: int
+    cursor: int
+    version: int
+    learner_ranks: int
+    zero_stage: int
+
+
+class Checkpoints:
+    """The checkpoints of one run folder; keeps the newest `keep`."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+        self._under_way: tuple[Path, LoopState] | None = None
+
+    def begin(self, learner: LearnerGroup, state: LoopState) -> None:
+        """Copy the state; the ranks write it in the background. A save still under way is finished first."""
+        self.poll(learner, wait=True)
+        folder = self.folder / f"step_{state.step:06d}"
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        learner.begin_save(folder)
+        self._under_way = (folder, state)
+
+    def poll(self, learner: LearnerGroup, wait: bool = False) -> Path | None:
+        """Seal the save under way once all ranks have written; returns it when that happened now."""
+        if self._under_way is None:
+            return None
+        folder, state = self._under_way
+        try:
+            if not learner.saved(wait):
+                return None
+            _seal(folder, state)
+        except OSError as error:
+            self._under_way = None
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RunError(
+                f"The checkpoint {folder} could not be written: {error}. Free disk space or choose another "
+                f"training.runs_dir; the newest good checkpoint is {self.newest() or 'none yet'}."
+            ) from error
+        self._under_way = None
+        for old in self.all()[: -self._keep]:
+            (old / MANIFEST).unlink()
+            shutil.rmtree(old)
+        return folder
+
+    def all(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(path.parent for path in self.folder.glob(f"step_*/{MANIFEST}"))
+
+    def newest(self) -> Path | None:
+        whole = self.all()
+        return whole[-1] if whole else None
+
+
+def load_state(checkpoint: Path) -> LoopState:
+    """The loop's state in a checkpoint, after every file has been checked against the manifest.
+
+    UsageError naming the file that is missing or differs.
+    """
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    for name, expected in manifest["files"].items():
+        path = checkpoint / name
+        if not path.is_file() or _describe(path) != expected:
+            raise UsageError(
+                f"The checkpoint {checkpoint} is damaged: {name} is missing or differs from the manifest. "
+                "Delete this checkpoint's folder and resume from the one before."
+            )
+    return LoopState(**manifest["state"])
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step a checkpoint's folder is named after."""
+    match = re.fullmatch(r"step_(\d+)", checkpoint.name)
+    if match is None:
+        raise ValueError(f"{checkpoint} is not named step_NNNNNN")
+    return int(match[1])
+
+
+def _seal(folder: Path, state: LoopState) -> None:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    manifest = {"state": asdict(state), "files": {str(p.relative_to(folder)): _describe(p) for p in files}}
+    draft = folder / f"{MANIFEST}.draft"
+    with draft.open("w") as out:
+        json.dump(manifest, out, indent=1)
+        out.flush()
+        os.fsync(out.fileno())
+    draft.rename(folder / MANIFEST)
+
+
+def _describe(path: Path) -> dict[str, int | str]:
+    digest = hashlib.sha256()
+    with path.open("rb") as data:
+        while block := data.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -1,0 +1,34 @@
+"""Ctrl-C and SIGTERM: the first asks the loop to stop after the step under way, the second leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Interrupts:
+    """While entered, `exit_code` is None, or what the process shall exit with because it was told to stop."""
+
+    def __init__(self) -> None:
+        self.exit_code: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            for number in EXIT_CODES:
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _on_signal(self, number: int, _: FrameType | None) -> None:
+        code = EXIT_CODES[signal.Signals(number)]
+        if self.exit_code is not None:
+            os._exit(code)  # Ray's own processes end with their driver
+        self.exit_code = code

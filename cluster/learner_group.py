@@ -1,0 +1,47 @@
+"""The learner ranks as one: every call goes to all of them, alike and in the same order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.waiting import wait_for
+from learner.batching import Sequence
+from learner.rank import with_old_logprobs
+
+
+class LearnerGroup:
+    """Handles of the learner ranks. RunError, naming the call, when a deadline is missed."""
+
+    def __init__(self, ranks: list[ActorHandle], deadline_seconds: float) -> None:
+        self.ranks = ranks
+        self._deadline_seconds = deadline_seconds
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """The answers of all ranks, in the order of ranks."""
+        references = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
+        return wait_for(references, self._deadline_seconds, f"A learner rank ({method})", "learner.deadline_seconds")
+
+    def update(self, sequences: list[Sequence], on_policy: bool) -> dict[str, float]:
+        """One optimizer step on one update batch; its metrics."""
+        return self.call("update", ray.put(sequences), on_policy)[0]
+
+    def with_old_logprobs(self, sequences: list[Sequence]) -> list[Sequence]:
+        """pi_old for several updates per sampling batch: one pass without gradient, before the first."""
+        answers = [pair for share in self.call("logprobs", ray.put(sequences)) for pair in share]
+        return with_old_logprobs(sequences, answers)
+
+    def sync_weights(self) -> None:
+        """Push the weights to the rollout workers."""
+        self.call("sync_weights")
+
+    def begin_save(self, folder: Path) -> None:
+        """Copy the state in memory and have it written to `folder` in the background."""
+        self.call("begin_save", folder)
+
+    def saved(self, wait: bool) -> bool:
+        """Whether every rank has written; with `wait`, once they have. Raises what writing raised."""
+        return all(self.call("saved", wait))

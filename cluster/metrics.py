@@ -1,0 +1,30 @@
+"""What a step's groups say: rewards, verdicts, lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.records import OUTCOMES, Group
+
+
+def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Means over all completions of a step; `reward/flat_groups` is the share of groups without spread."""
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
+    completions = [completion for group in groups for completion in group.completions]
+    totals = np.array([[verdict.total for verdict in group.verdicts] for group in groups])
+    lengths = np.array([len(completion.token_ids) for completion in completions])
+    metrics = {
+        "reward/mean": float(totals.mean()),
+        "reward/std": float(totals.std()),
+        "reward/flat_groups": float((totals == totals[:, :1]).all(axis=1).mean()),
+        "rollout/length": float(lengths.mean()),
+        "rollout/truncated": sum(c.truncated for c in completions) / len(completions),
+        "tokens/sampled": float(lengths.sum()),
+    }
+    for name in verdicts[0].rewards:
+        metrics[f"reward/{name}"] = float(np.mean([verdict.rewards[name] for verdict in verdicts]))
+    for outcome in OUTCOMES:
+        metrics[f"verdict/{outcome}"] = sum(v.outcome == outcome for v in verdicts) / len(verdicts)
+    return metrics

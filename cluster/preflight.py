@@ -1,0 +1,63 @@
+"""What can be known to fail before any actor starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import psutil
+
+from configs.errors import UsageError
+from configs.schema import Config
+from rewards import check_weights
+
+MIB = 2**20
+BYTES = {"float32": 4, "bfloat16": 2}
+MIN_FREE_DISK_BYTES = 256 * MIB
+
+
+def check_before_ray(config: Config) -> None:
+    """Reward names, and free disk where the run folder goes. UsageError naming the fix."""
+    try:
+        check_weights(config.rewards.weights)
+    except ValueError as error:
+        raise UsageError(f"rewards.weights: {error}") from error
+    folder = Path(config.training.runs_dir).expanduser().resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_DISK_BYTES:
+        raise UsageError(
+            f"Only {free / MIB:.0f} MiB are free on the disk of training.runs_dir ({folder}); a run needs at least "
+            f"{MIN_FREE_DISK_BYTES / MIB:.0f}. Free some, or choose another training.runs_dir."
+        )
+
+
+def check_kv_cache(config: Config, model_path: Path) -> None:
+    """The KV cache must hold one longest sequence, and the machine's free memory must hold the cache.
+
+    Bytes per token: 2 (key and value) x layers x KV heads x head size x bytes per number.
+    """
+    model = json.loads((model_path / "config.json").read_text())
+    heads = model["num_attention_heads"]
+    head_size = model.get("head_dim") or model["hidden_size"] // heads
+    kv_heads = model.get("num_key_value_heads") or heads
+    per_token = 2 * model["num_hidden_layers"] * kv_heads * head_size * BYTES[config.model.dtype]
+    blocks = -(-config.max_tokens // config.rollout.block_size) + 1
+    needed = blocks * config.rollout.block_size * per_token
+    given = config.rollout.kv_cache_mb * MIB
+    if given < needed:
+        raise UsageError(
+            f"rollout.kv_cache_mb={config.rollout.kv_cache_mb} cannot hold one sequence of {config.max_tokens} tokens "
+            f"(data.max_prompt_tokens + rollout.max_completion_tokens), which takes {needed / MIB:.1f} MiB. "
+            f"Raise it to at least {-(-needed // MIB)}, better {-(-needed * 16 // MIB)}, or shorten the sequences."
+        )
+    free = psutil.virtual_memory().available
+    total = given * config.cluster.rollout_workers
+    if total > free:
+        raise UsageError(
+            f"The KV caches take {total / MIB:.0f} MiB (rollout.kv_cache_mb={config.rollout.kv_cache_mb} x "
+            f"{config.cluster.rollout_workers} rollout workers) and only {free / MIB:.0f} MiB of memory are free. "
+            "Lower rollout.kv_cache_mb."
+        )

@@ -1,0 +1,49 @@
+"""What a person sees while a run goes on: a line for each event, and a live bar on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+PHASES = ("sample", "verify", "update", "sync")
+
+
+class Display:
+    """`say` prints a line; `step` shows a finished step. Text from outside is escaped."""
+
+    def __init__(self, live: str, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False, soft_wrap=True)
+        wanted = live == "on" or (live == "auto" and self.console.is_terminal)
+        self._progress = _progress(self.console) if wanted else None
+        self._task = None if self._progress is None else self._progress.add_task("", total=1)
+
+    def start(self, done: int, steps: int) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=steps, completed=done, line="")
+            self._progress.start()
+
+    def stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def say(self, text: str) -> None:
+        self.console.print(escape(text))
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One line a step: reward, accuracy, tokens per second, seconds per phase."""
+        phases = " ".join(f"{name} {metrics[f'time/{name}']:.2f}" for name in PHASES)
+        line = (
+            f"reward {metrics['reward/mean']:.3f}  correct {metrics['verdict/correct']:.1%}  "
+            f"{metrics['tokens/per_second']:.0f} tokens/s  {phases} s  logp diff {metrics['rollout/logprob_diff']:.1e}"
+        )
+        self.console.print(f"step {step:>4}  {line}")
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step, line=f"reward {metrics['reward/mean']:.3f}")
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, TextColumn("{task.fields[line]}"), console=console, transient=True)

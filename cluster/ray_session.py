@@ -1,0 +1,89 @@
+"""A Ray cluster for the run: the one there is, or a local one that ends with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster.placement import port_is_free
+from configs.errors import RunError, UsageError
+
+FIRST_DASHBOARD_PORT = 8265
+OBJECT_STORE_BYTES = 512 * 2**20
+PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
+
+
+@contextmanager
+def ray_session(dashboard_port: int | str) -> Iterator[str]:
+    """Yields a line that says where the dashboard is. Ray is shut down after, if it was started here."""
+    if ray.is_initialized():
+        yield "Ray was already running in this process"
+        return
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    if "RAY_ADDRESS" in os.environ:
+        context = ray.init(runtime_env=_environment(), log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        context = _start_local(choose_dashboard_port(dashboard_port))
+    try:
+        yield _dashboard_line(context.dashboard_url)
+    finally:
+        ray.shutdown()
+
+
+def choose_dashboard_port(wanted: int | str) -> int:
+    """The wanted port, or for `auto` the first free one from 8265 up; UsageError if it is taken."""
+    if wanted == "auto":
+        candidates = range(FIRST_DASHBOARD_PORT, FIRST_DASHBOARD_PORT + 100)
+        return next(port for port in candidates if port_is_free(port))
+    port = int(wanted)
+    if not port_is_free(port):
+        raise UsageError(
+            f"cluster.dashboard_port={port} is taken by another program on this machine. Choose another port, "
+            "or leave cluster.dashboard_port=auto."
+        )
+    return port
+
+
+_QUIET = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",
+}
+
+
+def _environment() -> dict[str, Any]:
+    """Actors import our packages from where this process found them, wherever it was started."""
+    paths = [PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+
+
+def _start_local(port: int) -> Any:
+    try:
+        return ray.init(
+            address="local",
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            object_store_memory=OBJECT_STORE_BYTES,
+            runtime_env=_environment(),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise RunError(
+            f"Ray could not be started here: {error}. Look for Ray processes left over from another run "
+            "(`ray stop` ends them) and for free space in /tmp and /dev/shm."
+        ) from error
+
+
+def _dashboard_line(url: str | None) -> str:
+    if not url:
+        return "no Ray dashboard"
+    return f"Ray dashboard: http://{url} (on loopback; it asks for a token, which `ray get-auth-token` prints)"

@@ -1,0 +1,80 @@
+"""A run's folder: resolved config, status, one line of metrics a step, rollouts, TensorBoard, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UsageError
+from data.records import Group
+from data.rollouts import write_groups
+
+
+class RunFolder:
+    """Paths and small files of one run. Nothing here stops a run silently: write errors propagate."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+
+    @classmethod
+    def create(cls, runs_dir: str, name: str, recipe: str, config_text: str) -> RunFolder:
+        """A new folder `runs_dir/name` with its config.yaml; UsageError if it holds a run already."""
+        chosen = name if name != "auto" else f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+        folder = cls(Path(runs_dir).expanduser().resolve() / chosen)
+        if (folder.path / "config.yaml").exists():
+            raise UsageError(
+                f"The run folder {folder.path} already holds a run. Go on with it by --resume {folder.path}, "
+                "or choose another training.name."
+            )
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            (folder.path / "config.yaml").write_text(config_text)
+        except OSError as error:
+            raise UsageError(
+                f"The run folder {folder.path} cannot be written: {error}. Choose another training.runs_dir."
+            ) from error
+        return folder
+
+    def rollouts(self, step: int) -> Path:
+        return self.path / "rollouts" / f"step_{step:06d}.parquet"
+
+    def write_rollouts(self, step: int, groups: Sequence[Group]) -> None:
+        write_groups(self.rollouts(step), groups)
+
+    def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        with self.metrics.open("a") as out:
+            out.write(json.dumps({"step": step, **metrics}) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Every line so far, oldest first; a last line cut off by a kill does not count."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def rewind(self, step: int) -> None:
+        """Forget metrics and rollouts of steps after `step`: they will be computed again."""
+        kept = [line for line in self.read_metrics() if line["step"] <= step]
+        _write_whole(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        for path in self.path.glob("rollouts/step_*"):
+            if path.suffix != ".parquet" or int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+
+    def write_status(self, state: str, **facts: Any) -> None:
+        """status.json: `running`, `finished`, `interrupted` or `failed`, and what else is worth knowing."""
+        status = {"state": state, "pid": os.getpid(), "time": time.time(), **facts}
+        _write_whole(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """The file has either its old or its new content, never a part."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text)
+    draft.replace(path)

@@ -1,0 +1,160 @@
+"""One run from Ray's start to its end: materials, folder, actors, loop, and what is said last."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.checkpoints import Checkpoints, LoopState, load_state
+from cluster.interrupts import Interrupts
+from cluster.loop import Outcome, Run, train_loop
+from cluster.materials import Materials, prepare
+from cluster.placement import place
+from cluster.preflight import check_kv_cache
+from cluster.progress import Display
+from cluster.ray_session import ray_session
+from cluster.run_folder import RunFolder
+from cluster.start import Actors, connect_weights, start_actors
+from cluster.tensorboard import TensorBoard
+from configs.errors import RunError, UsageError
+from configs.loading import dump_config
+from configs.schema import Config
+from data.sampler import PromptSampler
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a resumed run goes on: its folder, its newest checkpoint, and the loop's state in it."""
+
+    folder: RunFolder
+    checkpoint: Path
+    state: LoopState
+
+
+def find_resumed(folder: Path, config: Config) -> Resumed:
+    """The newest whole checkpoint of a run, verified. UsageError if there is none to go on from."""
+    run_folder = RunFolder(folder.resolve())
+    newest = Checkpoints(run_folder.checkpoints, keep=1).newest()
+    if newest is None:
+        raise UsageError(
+            f"--resume {folder}: there is no whole checkpoint in {run_folder.checkpoints}. "
+            f"Start a new run with --config {folder / 'config.yaml'}."
+        )
+    state = load_state(newest)
+    if state.step >= config.training.steps:
+        raise UsageError(
+            f"--resume {folder}: its {state.step} steps are done. To go on, raise training.steps "
+            f"(training.steps={2 * state.step}, say)."
+        )
+    return Resumed(run_folder, newest, state)
+
+
+def run_session(config: Config, recipe: str, resumed: Resumed | None, display: Display) -> int:
+    """Train, new or resumed; returns 0, or 130 / 143 when told to stop."""
+    with ray_session(config.cluster.dashboard_port) as dashboard:
+        display.say(dashboard)
+        placement = place(config)
+        display.say(
+            f"placement: colocated ({config.cluster.rollout_workers} rollout workers and "
+            f"{config.cluster.learner_ranks} learner ranks share the CPU; {placement.learner_threads} learner threads)"
+        )
+        materials = prepare(config, display.say)
+        check_kv_cache(config, materials.model_path)
+        folder = _open_folder(config, recipe, resumed)
+        display.say(f"run folder: {folder.path}")
+        folder.write_status("starting")
+        try:
+            outcome = _train(config, materials, folder, resumed, display, placement)
+        except BaseException as error:
+            folder.write_status("failed", error=f"{type(error).__name__}: {error}")
+            raise
+    return _conclude(config, folder, outcome, display)
+
+
+def _open_folder(config: Config, recipe: str, resumed: Resumed | None) -> RunFolder:
+    if resumed is None:
+        training = config.training
+        return RunFolder.create(training.runs_dir, training.name, recipe, dump_config(config))
+    resumed.folder.rewind(resumed.state.step)
+    return resumed.folder
+
+
+def _train(
+    config: Config,
+    materials: Materials,
+    folder: RunFolder,
+    resumed: Resumed | None,
+    display: Display,
+    placement: object,
+) -> Outcome:
+    state = resumed.state if resumed else LoopState(0, 0, 0, config.cluster.learner_ranks, config.learner.zero_stage)
+    display.say(f"starting vLLM and DeepSpeed with {resumed.checkpoint if resumed else materials.model_path}")
+    start = resumed.checkpoint if resumed else materials.model_path
+    actors = start_actors(config, placement, start, materials.model_path, state.version)  # type: ignore[arg-type]
+    tensorboard = _tensorboard(config, folder, state.step)
+    try:
+        if resumed:
+            actors.learner.call("load_trainer_state", resumed.checkpoint / "trainer")
+        connect_weights(config, actors)
+        run = Run(
+            config=config,
+            folder=folder,
+            actors=actors,
+            sampler=PromptSampler(materials.train, config.training.seed, state.cursor),
+            held_out=materials.held_out,
+            checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep),
+            tensorboard=tensorboard,
+            display=display,
+            version=state.version,
+        )
+        return _loop(run, state.step)
+    finally:
+        if tensorboard is not None:
+            tensorboard.close()
+        _stop(actors)
+
+
+def _loop(run: Run, done: int) -> Outcome:
+    run.display.start(done, run.config.training.steps)
+    try:
+        with Interrupts() as interrupts:
+            return train_loop(run, done, interrupts)
+    finally:
+        run.display.stop()
+
+
+def _stop(actors: Actors) -> None:
+    try:
+        actors.stop()
+    except RunError:
+        # Already on the way out, perhaps because that very actor died; Ray ends what is left.
+        return
+
+
+def _tensorboard(config: Config, folder: RunFolder, done: int) -> TensorBoard | None:
+    if not config.telemetry.tensorboard:
+        return None
+    return TensorBoard(folder.tensorboard, rewound_to=done or None)
+
+
+def _conclude(config: Config, folder: RunFolder, outcome: Outcome, display: Display) -> int:
+    checkpoint = Checkpoints(folder.checkpoints, config.checkpoint.keep).newest()
+    if outcome.exit_code is not None:
+        again = f"python run_local.py --resume {_shown(folder.path)}" if checkpoint else "nothing to resume yet"
+        folder.write_status("interrupted", step=outcome.step, steps=config.training.steps, resume=again)
+        display.say(f"interrupted after step {outcome.step}; resume with: {again}")
+        return outcome.exit_code
+    folder.write_status("finished", step=outcome.step, steps=config.training.steps)
+    if outcome.before is not None:
+        display.say(f"held-out accuracy before: {outcome.before}")
+    if outcome.after is not None:
+        display.say(f"held-out accuracy after:  {outcome.after}")
+    display.say(f"run folder: {_shown(folder.path)}")
+    display.say(f"checkpoint: {_shown(checkpoint) if checkpoint else 'none'}")
+    return 0
+
+
+def _shown(path: Path) -> str:
+    """Relative where that is shorter to read."""
+    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,122 @@
+"""Starts the actors of a run and wires learner to workers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.engine import CPU_ENVIRONMENT, EngineOptions
+from actors.rollout_pool import RolloutPool
+from actors.rollout_worker import RolloutWorker
+from actors.verifier import Verifier
+from actors.verifier_pool import VerifierPool
+from actors.waiting import wait_for
+from cluster.learner_group import LearnerGroup
+from cluster.placement import Placement, free_port
+from cluster.weight_sender import WeightSender
+from cluster.weight_transport import TRANSPORT, register_transport
+from configs.schema import Config
+from learner.rank import LearnerRank, RankOptions
+
+MIB = 2**20
+CONCURRENT_CALLS = 4
+
+
+@dataclass(frozen=True)
+class Actors:
+    """Everything Ray hosts for a run."""
+
+    rollouts: RolloutPool
+    verifiers: VerifierPool
+    learner: LearnerGroup
+
+    def stop(self) -> None:
+        """End every actor. The verifiers close their children first, the learner its files."""
+        wait_for([v.close.remote() for v in self.verifiers.verifiers], 30.0, "A verifier (close)", "nothing")
+        for actor in [*self.verifiers.verifiers, *self.rollouts.workers, *self.learner.ranks]:
+            ray.kill(actor)
+
+
+def start_actors(config: Config, placement: Placement, model_path: Path, reference_path: Path, version: int) -> Actors:
+    """All actors, side by side, ready to work. RunError naming who did not come up in time.
+
+    model_path: the weights to begin with, of policy `version`; reference_path: the initial model's.
+    """
+    rollouts = [_rollout(config, placement, model_path, version) for _ in range(config.cluster.rollout_workers)]
+    verifiers = [_verifier(config, placement) for _ in range(config.rewards.verifiers)]
+    ranks = _ranks(config, placement, model_path, reference_path)
+    for who, actors in (("rollout worker", rollouts), ("learner rank", ranks), ("verifier", verifiers)):
+        references = [actor.ready.remote() for actor in actors]
+        option = "cluster.start_deadline_seconds"
+        wait_for(references, config.cluster.start_deadline_seconds, f"A {who} (starting)", option)
+    pool = RolloutPool(rollouts, config.rollout.deadline_seconds)
+    return Actors(pool, VerifierPool(verifiers), LearnerGroup(ranks, config.learner.deadline_seconds))
+
+
+def connect_weights(config: Config, actors: Actors) -> None:
+    """Give the learner its way to the rollout workers."""
+    sender = WeightSender(WorkerCalls(actors.rollouts), config.cluster.sync_bucket_mb * MIB)
+    actors.learner.call("connect", sender)
+
+
+class WorkerCalls:
+    """`call(method, arguments)` on every rollout worker: what the weight sender drives, from rank 0."""
+
+    def __init__(self, rollouts: RolloutPool) -> None:
+        self._rollouts = rollouts
+
+    def __call__(self, method: str, arguments: dict[str, Any]) -> None:
+        self._rollouts.weight_transfer(method, arguments)
+
+
+def engine_options(config: Config, model_path: Path) -> EngineOptions:
+    """What the config says of a rollout worker's engine."""
+    return EngineOptions(
+        model_path=model_path,
+        dtype=config.model.dtype,
+        max_tokens=config.max_tokens,
+        max_running=config.rollout.max_running,
+        block_size=config.rollout.block_size,
+        kv_cache_bytes=config.rollout.kv_cache_mb * MIB,
+        transport=TRANSPORT,
+    )
+
+
+def _rollout(config: Config, placement: Placement, model_path: Path, version: int) -> ActorHandle:
+    options = {
+        "num_cpus": placement.rollout_cpus,
+        "max_concurrency": CONCURRENT_CALLS,
+        "runtime_env": {"env_vars": CPU_ENVIRONMENT},
+    }
+    actor = ray.remote(RolloutWorker).options(**options)
+    return actor.remote(engine_options(config, model_path), register_transport, version)
+
+
+def _verifier(config: Config, placement: Placement) -> ActorHandle:
+    return ray.remote(Verifier).options(num_cpus=placement.verifier_cpus).remote(config.rewards)
+
+
+def _ranks(config: Config, placement: Placement, model_path: Path, reference_path: Path) -> list[ActorHandle]:
+    port, count = free_port(), config.cluster.learner_ranks
+    threads = {"OMP_NUM_THREADS": str(placement.learner_threads), "DS_ACCELERATOR": "cpu"}
+    actor = ray.remote(LearnerRank).options(num_cpus=placement.learner_cpus, runtime_env={"env_vars": threads})
+    return [
+        actor.remote(
+            config,
+            RankOptions(
+                rank=rank,
+                ranks=count,
+                address="127.0.0.1",
+                port=port,
+                threads=placement.learner_threads,
+                model_path=model_path,
+                reference_path=reference_path,
+                total_updates=config.training.steps * config.updates_per_batch,
+            ),
+        )
+        for rank in range(count)
+    ]

@@ -1,0 +1,55 @@
+"""A run from its command line: what `ray job submit` runs as `python -m cluster.train`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.command_line import Arguments, parse_arguments
+from configs.errors import RunError, UsageError
+from configs.loading import dump_config
+
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m cluster.train") -> int:
+    """Parse, train, and return the exit code: 0, 1 failure, 2 usage, 130 / 143 interrupted."""
+    try:
+        arguments = parse_arguments(argv, prog, "quickstart")
+        if arguments.print_config:
+            print(dump_config(arguments.config), end="")
+            return 0
+        return train(arguments)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILURE
+    except KeyboardInterrupt:
+        print("interrupted before the first step; there is nothing to resume", file=sys.stderr)
+        return INTERRUPTED
+
+
+def train(arguments: Arguments) -> int:
+    """One run, new or resumed, on the Ray cluster there is or a local one. Returns the exit code."""
+    # Imported here, so that --help and a typo in the config answer at once.
+    from cluster.preflight import check_before_ray
+    from cluster.progress import Display
+
+    display = Display(arguments.config.telemetry.live)
+    check_before_ray(arguments.config)
+    if arguments.dry_run:
+        display.say("The config is valid. Nothing was started, as --dry-run asks.")
+        return 0
+    from cluster.session import find_resumed, run_session
+
+    resumed = find_resumed(Path(arguments.resume), arguments.config) if arguments.resume else None
+    return run_session(arguments.config, arguments.config_name, resumed, display)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""pocketgrpo: teach a small language model to reason, on one machine.
+
+`load_config` and `train` are the facade; `main` is the console command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from configs.errors import RunError, UsageError
+from configs.loading import load_config
+from configs.schema import Config
+
+__all__ = ["Config", "RunError", "UsageError", "load_config", "main", "train"]
+
+USAGE = """usage: pocketgrpo COMMAND ...
+
+commands:
+  train    train a model; `pocketgrpo train --help` explains every option
+  replay   recompute an update of a run from disk; `pocketgrpo replay --help`
+"""
+
+
+def train(config: Config, name: str = "run") -> int:
+    """Train with this config; returns the exit code. UsageError and RunError propagate."""
+    from cluster.progress import Display
+    from cluster.session import run_session
+
+    return run_session(config, name, None, Display(config.telemetry.live))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command: hands on to the command named first."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command == "train":
+        from cluster.train import main as train_main
+
+        return train_main(rest, "pocketgrpo train")
+    if command == "replay":
+        from cluster.replay import main as replay_main
+
+        return replay_main(rest)
+    asked = command in ("-h", "--help", "help")
+    if command and not asked:
+        print(f"error: there is no command {command!r}\n", file=sys.stderr)
+    print(USAGE, end="", file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
