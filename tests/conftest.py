@@ -9,6 +9,10 @@ from pathlib import Path
 
 # Set before any library reads them; child processes inherit them.
 os.environ.update(
+    OMP_NUM_THREADS="1",  # as a rollout worker runs: bitwise independent of the batch, and no spinning threads
+    TORCHDYNAMO_DISABLE="1",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_CPU_OMP_THREADS_BIND="nobind",
     TOKENIZERS_PARALLELISM="false",
     HF_HUB_OFFLINE="1",
     HF_HUB_DISABLE_TELEMETRY="1",

@@ -1,0 +1,224 @@
+"""After a weight sync vLLM samples with just the learner's weights, and every planted fault is seen."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+from actors.engine import Engine, EngineOptions, Sampling
+from cluster import weight_receiver
+from cluster.weight_sender import NamedTensors, WeightSender, aligned_bytes, plan_buckets
+from cluster.weight_transport import TRANSPORT, register_transport
+from configs.schema import Rollout, WarmStart
+from data.records import Completion
+from data.tokenizer import build_tokenizer
+from learner.batching import Sequence, micro_batches
+from learner.policy import Policy, load_policy
+from learner.warm_start import build_llama
+
+MEAN_LIMIT, MAX_LIMIT = Rollout().logprob_diff_mean, Rollout().logprob_diff_max
+FP32_MEAN, FP32_MAX = 1e-5, 1e-3
+PROMPT = [2, *range(8, 20)]
+LONG_PROMPT = [2, *(8 + i % 12 for i in range(79))]
+SAMPLED = Sampling(temperature=0.8, max_completion_tokens=12)
+GREEDY = Sampling(temperature=0.0, max_completion_tokens=12)
+
+
+def make_model(folder: Path, tied: bool, seed: int) -> Path:
+    """A random two-layer Llama; a large spread of weights makes wrong ones show."""
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    llama = build_llama(WarmStart(hidden_size=64, layers=2, heads=2, tied_embeddings=tied), tokenizer)
+    with torch.no_grad():
+        for parameter in llama.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    llama.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+class Rig:
+    """An engine with old weights, a policy with new ones, and a sender between them, in one process."""
+
+    def __init__(self, folder: Path, tied: bool) -> None:
+        self.old = make_model(folder / "old", tied, 0)
+        self.new = make_model(folder / "new", tied, 1)
+        options = EngineOptions(self.old, "float32", 128, 64, 32, 16 << 20, TRANSPORT)
+        self.engine = Engine(options, register_transport)
+        self.calls: list[str] = []
+        self.sender = WeightSender(self.call, bucket_bytes=40_000)
+        self.policy = self.load(self.new)
+        self.buckets = self.sender.open(shapes(self.policy))
+
+    @staticmethod
+    def load(folder: Path) -> Policy:
+        return load_policy(folder, "float32", 64, gradient_checkpointing=False).requires_grad_(False)
+
+    def call(self, method: str, arguments: dict[str, Any]) -> None:
+        self.calls.append(method)
+        arguments = dict(arguments)
+        version = arguments.pop("version", None)
+        self.engine.weight_transfer(method, **arguments)
+        if version is not None:
+            self.engine.set_version(version)
+
+    def sync(self, policy: Policy, tamper: Callable[[NamedTensors], NamedTensors] = lambda tensors: tensors) -> None:
+        weights = policy.named_weights()
+        buckets = [tamper([(name, weights[name]) for name in names]) for names in self.buckets]
+        self.sender.send(iter(buckets), self.engine.version + 1)
+
+    def sample(self, prompt: list[int], sampling: Sampling, count: int = 8) -> list[Completion]:
+        for index in range(count):
+            self.engine.add(f"r{self.engine.version}-{index}-{len(self.calls)}", index, prompt, 100 + index, sampling)
+        finished: dict[int, Completion] = {}
+        while self.engine.busy:
+            finished |= {completion.index: completion for _, completion in self.engine.step()}
+        return [finished[index] for index in range(count)]
+
+
+def shapes(policy: Policy) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    return {name: (tuple(p.shape), p.dtype) for name, p in policy.named_weights().items()}
+
+
+def difference(policy: Policy, prompt: list[int], completions: list[Completion], temperature: float) -> np.ndarray:
+    """|vLLM's - the learner's| log-prob of every sampled token: what every run checks after a sync."""
+    sequences = [Sequence(np.array(prompt), c.token_ids, c.logprobs, 0.0) for c in completions]
+    (batch,) = micro_batches(sequences, 10**6, 0, 1)
+    logprobs, _ = policy(batch.input_ids, batch.rows, batch.positions, batch.targets, temperature)
+    return (logprobs - batch.sampler_logprobs).abs().numpy()
+
+
+def healthy(diff: np.ndarray) -> bool:
+    return diff.mean() < FP32_MEAN and diff.max() < FP32_MAX
+
+
+def stops_the_run(diff: np.ndarray) -> bool:
+    """The rule of LearnerRank._check with the default limits."""
+    return bool(diff.mean() > MEAN_LIMIT or diff.max() > MAX_LIMIT)
+
+
+@pytest.fixture(scope="module", params=["untied", "tied"])
+def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    return Rig(tmp_path_factory.mktemp(request.param), request.param == "tied")
+
+
+def test_after_a_sync_sampled_logprobs_are_the_learners(rig: Rig) -> None:
+    before = rig.sample(PROMPT, SAMPLED)
+    assert stops_the_run(difference(rig.policy, PROMPT, before, 0.8)), "old and new weights must differ visibly"
+    rig.sync(rig.policy)
+    after = rig.sample(PROMPT, SAMPLED)
+    assert healthy(difference(rig.policy, PROMPT, after, 0.8))
+    assert {int(version) for completion in after for version in completion.versions} == {rig.engine.version}
+
+
+def test_after_a_sync_greedy_output_is_that_of_transformers(rig: Rig) -> None:
+    rig.sync(rig.policy)
+    (completion,) = rig.sample(PROMPT, GREEDY, count=1)
+    model = AutoModelForCausalLM.from_pretrained(rig.new, dtype=torch.float32)
+    generated = model.generate(torch.tensor([PROMPT]), max_new_tokens=12, do_sample=False)[0, len(PROMPT) :]
+    assert completion.token_ids.tolist() == generated.tolist()
+
+
+def test_the_temperature_of_the_sampler_matters(rig: Rig) -> None:
+    rig.sync(rig.policy)
+    completions = rig.sample(PROMPT, SAMPLED)
+    assert stops_the_run(difference(rig.policy, PROMPT, completions, temperature=1.0))
+
+
+def test_a_stale_tied_head_stops_the_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.sync(rig.load(rig.old))
+    monkeypatch.setattr(weight_receiver.SharedMemoryEngine, "_refresh_tied_head", lambda self: None)
+    rig.sync(rig.policy)
+    diff = difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), 0.8)
+    tied = rig.policy.model.config.tie_word_embeddings
+    assert stops_the_run(diff) if tied else healthy(diff)
+
+
+def test_two_swapped_tensors_stop_the_run(rig: Rig) -> None:
+    swap = {
+        "model.layers.0.self_attn.q_proj.weight": "model.layers.1.self_attn.q_proj.weight",
+        "model.layers.1.self_attn.q_proj.weight": "model.layers.0.self_attn.q_proj.weight",
+    }
+    rig.sync(rig.policy, lambda tensors: [(swap.get(name, name), tensor) for name, tensor in tensors])
+    assert stops_the_run(difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), 0.8))
+
+
+def test_stale_weights_stop_the_run(rig: Rig) -> None:
+    rig.sync(rig.load(rig.old))
+    assert stops_the_run(difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), 0.8))
+
+
+def test_old_prefix_blocks_are_not_reused_after_a_sync(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.sync(rig.load(rig.old))
+    before = rig.engine.cached_tokens
+    rig.sample(LONG_PROMPT, SAMPLED)
+    assert rig.engine.cached_tokens > before, "the prefix cache must be at work, or this test proves nothing"
+    rig.sync(rig.policy)
+    assert healthy(difference(rig.policy, LONG_PROMPT, rig.sample(LONG_PROMPT, SAMPLED), 0.8))
+    # The planted fault: the salt stays what it was.
+    rig.sync(rig.load(rig.old))
+    rig.sample(LONG_PROMPT, SAMPLED)
+    with monkeypatch.context() as fault:
+        fault.setattr(Engine, "set_version", lambda self, version: None)
+        rig.sync(rig.policy)
+        stale = rig.sample(LONG_PROMPT, SAMPLED)
+    assert stops_the_run(difference(rig.policy, LONG_PROMPT, stale, 0.8))
+
+
+def test_weights_change_under_a_running_request_which_finishes(rig: Rig) -> None:
+    first = rig.engine.version
+    rig.engine.add("in-flight", 0, PROMPT, 7, Sampling(1.0, 40))
+    for _ in range(3):
+        assert rig.engine.step() == []
+    rig.sync(rig.policy)
+    finished: list[tuple[str, Completion]] = []
+    while rig.engine.busy:
+        finished += rig.engine.step()
+    versions = finished[0][1].versions.tolist()
+    assert versions[:3] == [first] * 3 and set(versions[3:]) <= {first + 1}
+
+
+def test_a_seeded_completion_does_not_depend_on_who_shares_its_batch(rig: Rig) -> None:
+    rig.sync(rig.policy)
+    together = rig.sample(PROMPT, SAMPLED, count=12)
+    (alone,) = rig.sample(PROMPT, SAMPLED, count=1)
+    assert alone.token_ids.tolist() == together[0].token_ids.tolist()
+    assert np.array_equal(alone.logprobs, together[0].logprobs)
+    assert len({tuple(c.token_ids) for c in together}) > 6, "seeds must differ"
+
+
+def test_an_update_is_one_start_one_call_a_bucket_and_one_finish(rig: Rig) -> None:
+    rig.calls.clear()
+    rig.sync(rig.policy)
+    assert len(rig.buckets) > 1
+    assert rig.calls == ["start_weight_update", *["update_weights"] * len(rig.buckets), "finish_weight_update"]
+
+
+def test_nothing_of_the_bucket_is_left_in_shared_memory(rig: Rig) -> None:
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith("pocketgrpo")]
+
+
+def test_a_missing_tensor_is_an_error(rig: Rig) -> None:
+    """Last of those that use the rig: vLLM takes no further update after one that failed."""
+    missing = "model.layers.1.mlp.up_proj.weight"
+    with pytest.raises(RuntimeError, match=r"lacked 1 parameters.*layers\.1\.mlp\.up_proj"):
+        rig.sync(rig.policy, lambda tensors: [(n, t) for n, t in tensors if n != missing])
+
+
+@given(st.lists(st.integers(1, 5000), min_size=1, max_size=30), st.integers(64, 20_000))
+def test_buckets_hold_every_parameter_once_in_order_and_respect_their_size(numels: list[int], limit: int) -> None:
+    parameters = {f"p{i}": ((numel,), torch.float32) for i, numel in enumerate(numels)}
+    buckets = plan_buckets(parameters, limit)
+    assert [name for bucket in buckets for name in bucket] == list(parameters)
+    for bucket in buckets:
+        size = sum(aligned_bytes(parameters[name][0][0], torch.float32) for name in bucket)
+        assert size <= limit or len(bucket) == 1
