@@ -14,9 +14,9 @@ import ray
 from configs.errors import UsageError
 from configs.schema import Config
 
-ROLLOUT_CPUS = 0.5
-LEARNER_CPUS = 0.5
-VERIFIER_CPUS = 0.25
+ROLLOUT_CPUS = 0.4
+LEARNER_CPUS = 0.4
+VERIFIER_CPUS = 0.2
 
 
 @dataclass(frozen=True)

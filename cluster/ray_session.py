@@ -52,6 +52,9 @@ def choose_dashboard_port(wanted: int | str) -> int:
 
 
 _QUIET = {
+    "DS_ACCELERATOR": "cpu",  # of this process, which only imports it; every actor is told its own
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",

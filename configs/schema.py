@@ -27,6 +27,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # of vLLM's CPU attention
+
+
 class WarmStart(Section):
     """Supervised warm start of the small built-in model; other models ignore it."""
 
@@ -40,12 +43,12 @@ class WarmStart(Section):
     tied_embeddings: bool = Field(False, description="Share input embedding and output head.")
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.hidden_size % (2 * self.heads):
+    def _head_size_is_known_to_vllm(self) -> Self:
+        if self.hidden_size not in {size * self.heads for size in HEAD_SIZES}:
+            sizes = ", ".join(map(str, HEAD_SIZES))
             raise ValueError(
-                f"model.warm_start.heads={self.heads} contradicts model.warm_start.hidden_size="
-                f"{self.hidden_size}: every head needs the same, even width; choose a hidden_size that is a "
-                f"multiple of {2 * self.heads}, or fewer heads"
+                f"model.warm_start.hidden_size={self.hidden_size} contradicts model.warm_start.heads={self.heads}: "
+                f"vLLM's CPU attention takes heads of width {sizes}; choose hidden_size = heads x one of these"
             )
         return self
 

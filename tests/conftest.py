@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 # Set before any library reads them; child processes inherit them.
@@ -42,6 +43,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if long:
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """The one Ray cluster of a test session."""
+    from cluster.ray_session import ray_session
+
+    with ray_session("auto"):
+        yield
 
 
 def _marked(process: psutil.Process) -> bool:

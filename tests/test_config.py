@@ -249,7 +249,7 @@ def test_a_section_takes_no_value(tmp_path: Path) -> None:
         (["learner.warmup=2.5"], ("whole number such as 2",)),
         (["evaluation.every=31"], ("never comes", "training.steps=30")),
         (["rollout.block_size=24"], ("no power of two", "16 or 32")),
-        (["model.warm_start.heads=3"], ("model.warm_start.hidden_size=128", "multiple of 6")),
+        (["model.warm_start.heads=3"], ("model.warm_start.hidden_size=128", "heads of width 32")),
         (["data.digits=1"], ("4608 different problems", "at most 200")),
         (["data.user_prompt=hello"], ("lacks {question}",)),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,11 +49,9 @@ def test_the_working_is_true_step_by_step_and_ends_in_the_answer(shape: tuple[in
     for made in generate(20, seed, *shape):
         steps = working(made.question)
         for chain in steps:
-            sides = chain.split("=")
-            for left, right in zip(sides, sides[1:], strict=False):
-                assert eval(left) == int(right.lstrip("-").split("+")[0].split("-")[0].split("*")[0]) * (
-                    -1 if right.startswith("-") else 1
-                )
+            for left, right in pairwise(chain.split("=")):
+                total = re.match(r"-?\d+", right)
+                assert total is not None and eval(left) == int(total[0])
         assert steps[-1].split("=")[-1] == made.answer
         assert structured_answer(made).endswith(f"</think><answer>{made.answer}</answer>")
 
@@ -177,13 +177,13 @@ def test_a_broken_parquet_file_and_an_unknown_ending_are_refused(tmp_path: Path)
     with pytest.raises(DatasetError, match="cannot be read as parquet"):
         load_problems(str(tmp_path / "p.parquet"))
     (tmp_path / "p.csv").write_text("question,answer\n")
-    with pytest.raises(DatasetError, match="must end in .jsonl"):
+    with pytest.raises(DatasetError, match=r"must end in \.jsonl"):
         load_problems(str(tmp_path / "p.csv"))
 
 
 def test_a_gold_that_cannot_be_parsed_is_named_with_its_row() -> None:
     rows = [problem("a", "1"), problem("b", "the answer is unclear")]
-    with pytest.raises(DatasetError, match="row 2 of 2 .*'the answer is unclear'"):
+    with pytest.raises(DatasetError, match=r"row 2 of 2 .*'the answer is unclear'"):
         check_golds(rows, int)
     with pytest.raises(DatasetError, match="row 2 of 2"):
         check_golds(rows, lambda gold: [gold] if gold.isdigit() else [])
@@ -198,7 +198,7 @@ def test_the_tokenizer_gives_every_text_back(text: str) -> None:
 
 def test_tags_are_single_tokens_that_survive_skipping_special_tokens() -> None:
     answer = structured_answer(generate(1, 0, 2, 2, "+")[0])
-    token_ids = TOKENIZER.encode(answer) + [TOKENIZER.eos_token_id]
+    token_ids = [*TOKENIZER.encode(answer), TOKENIZER.eos_token_id]
     assert TOKENIZER.decode(token_ids, skip_special_tokens=True) == answer
     for tag in ("<think>", "</think>", "<answer>", "</answer>"):
         assert len(TOKENIZER.encode(tag)) == 1
@@ -248,7 +248,7 @@ def test_prompts_that_are_too_long_are_dropped_and_counted() -> None:
 def test_a_template_that_refuses_the_messages_is_a_clear_error() -> None:
     tokenizer = build_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('no system message, please') }}"
-    with pytest.raises(DatasetError, match="no system message, please.*data.system_prompt"):
+    with pytest.raises(DatasetError, match=r"no system message, please.*data.system_prompt"):
         render(tokenizer, "1 + 2", "Add.", "{question}")
 
 

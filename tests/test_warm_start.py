@@ -20,9 +20,9 @@ from learner.warm_start import warm_start
 DATA = Data(operands=2, digits=2, operators="+", train_problems=64, held_out_problems=16)
 
 
-def tiny(cache_dir: Path, **options: object) -> Model:
-    settings = {"hidden_size": 32, "layers": 1, "heads": 1, "steps": 12, "batch_size": 8, **options}
-    return Model(cache_dir=str(cache_dir), warm_start=WarmStart(**settings))
+def tiny(cache_dir: Path, steps: int = 12, tied_embeddings: bool = False) -> Model:
+    options = WarmStart(hidden_size=32, layers=1, heads=1, steps=steps, batch_size=8, tied_embeddings=tied_embeddings)
+    return Model(cache_dir=str(cache_dir), warm_start=options)
 
 
 @pytest.fixture(scope="module")

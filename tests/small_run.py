@@ -1,0 +1,59 @@
+"""The smallest whole run: its command line, and what of its result must be the same when run again."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = (
+    "model.warm_start.hidden_size=64",
+    "model.warm_start.heads=2",
+    "model.warm_start.layers=2",
+    "model.warm_start.steps=150",
+    "rollout.prompts_per_batch=4",
+    "rollout.completions_per_prompt=4",
+    "rollout.kv_cache_mb=16",
+    "data.train_problems=64",
+    "data.held_out_problems=16",
+    "training.steps=4",
+    "checkpoint.every=2",
+    "learner.threads=1",
+)
+
+
+# Warm-started once a test session, in processes of this one too.
+CACHE = Path(os.environ.setdefault("POCKETGRPO_TEST_CACHE", tempfile.mkdtemp(prefix="pocketgrpo-cache-")))
+atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
+
+
+def arguments(folder: Path, name: str, *more: str) -> list[str]:
+    """Overrides of a small run in `folder`."""
+    return [*SMALL, f"training.runs_dir={folder}", f"model.cache_dir={CACHE}", f"training.name={name}", *more]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """`python run_local.py` as a user starts it, output to be read."""
+    command = [sys.executable, "-u", str(ROOT / "run_local.py"), *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Every line of metrics.jsonl without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = ("time/", "tokens/per_second")
+    return [{name: value for name, value in line.items() if not name.startswith(timed)} for line in lines]
+
+
+def status(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "status.json").read_text())
