@@ -10,14 +10,14 @@ from cluster.checkpoints import Checkpoints, LoopState, load_state
 from cluster.interrupts import Interrupts
 from cluster.loop import Outcome, Run, train_loop
 from cluster.materials import Materials, prepare
-from cluster.placement import place
+from cluster.placement import Placement, place
 from cluster.preflight import check_kv_cache
 from cluster.progress import Display
 from cluster.ray_session import ray_session
 from cluster.run_folder import RunFolder
-from cluster.start import Actors, connect_weights, start_actors
+from cluster.start import connect_weights, start_actors
 from cluster.tensorboard import TensorBoard
-from configs.errors import RunError, UsageError
+from configs.errors import UsageError
 from configs.loading import dump_config
 from configs.schema import Config
 from data.sampler import PromptSampler
@@ -86,12 +86,12 @@ def _train(
     folder: RunFolder,
     resumed: Resumed | None,
     display: Display,
-    placement: object,
+    placement: Placement,
 ) -> Outcome:
     state = resumed.state if resumed else LoopState(0, 0, 0, config.cluster.learner_ranks, config.learner.zero_stage)
     display.say(f"starting vLLM and DeepSpeed with {resumed.checkpoint if resumed else materials.model_path}")
     start = resumed.checkpoint if resumed else materials.model_path
-    actors = start_actors(config, placement, start, materials.model_path, state.version)  # type: ignore[arg-type]
+    actors = start_actors(config, placement, start, materials.model_path, state.version)
     tensorboard = _tensorboard(config, folder, state.step)
     try:
         if resumed:
@@ -112,7 +112,7 @@ def _train(
     finally:
         if tensorboard is not None:
             tensorboard.close()
-        _stop(actors)
+        actors.stop()
 
 
 def _loop(run: Run, done: int) -> Outcome:
@@ -122,14 +122,6 @@ def _loop(run: Run, done: int) -> Outcome:
             return train_loop(run, done, interrupts)
     finally:
         run.display.stop()
-
-
-def _stop(actors: Actors) -> None:
-    try:
-        actors.stop()
-    except RunError:
-        # Already on the way out, perhaps because that very actor died; Ray ends what is left.
-        return
 
 
 def _tensorboard(config: Config, folder: RunFolder, done: int) -> TensorBoard | None:

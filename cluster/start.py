@@ -24,6 +24,7 @@ from learner.rank import LearnerRank, RankOptions
 
 MIB = 2**20
 CONCURRENT_CALLS = 4
+CLOSE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class Actors:
     learner: LearnerGroup
 
     def stop(self) -> None:
-        """End every actor. The verifiers close their children first, the learner its files."""
-        wait_for([v.close.remote() for v in self.verifiers.verifiers], 30.0, "A verifier (close)", "nothing")
-        for actor in [*self.verifiers.verifiers, *self.rollouts.workers, *self.learner.ranks]:
+        """End every actor; whoever does not close in time is killed all the same."""
+        actors = [*self.verifiers.verifiers, *self.learner.ranks]
+        ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=CLOSE_SECONDS)
+        for actor in [*actors, *self.rollouts.workers]:
             ray.kill(actor)
 
 

@@ -11,6 +11,7 @@ from actors.rollout_worker import SampleRequest
 from actors.sampling import sample_and_verify
 from actors.verifier_pool import VerifierPool
 from configs.schema import Config
+from data.hashing import stable_hash
 from data.records import Prompt
 
 
@@ -52,7 +53,7 @@ def wilson_interval(successes: int, trials: int, confidence: float) -> tuple[flo
 def measure_accuracy(rollouts: RolloutPool, verifiers: VerifierPool, prompts: list[Prompt], config: Config) -> Accuracy:
     """One completion a held-out prompt at `evaluation.temperature`, verified like those of training."""
     sampling = Sampling(config.evaluation.temperature, config.rollout.max_completion_tokens)
-    request = SampleRequest(1, sampling, config.training.seed)
+    request = SampleRequest(1, sampling, stable_hash("evaluation", config.training.seed))
     sampled = sample_and_verify(rollouts, verifiers, prompts, request, config.rollout.deadline_seconds)
     verdicts = [group.verdicts[0] for group in sampled.groups]
     correct = sum(verdict.outcome == "correct" for verdict in verdicts)

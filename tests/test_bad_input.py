@@ -32,7 +32,7 @@ def folder(ray_cluster: None, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def dataset(folder: Path, *rows: dict[str, object]) -> str:
+def dataset(folder: Path, *rows: dict[str, str]) -> str:
     path = folder / "problems.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return f"data.dataset={path}"

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.engine import Engine, EngineOptions, Sampling
 from cluster import weight_receiver
-from cluster.weight_sender import NamedTensors, WeightSender, aligned_bytes, plan_buckets
+from cluster.weight_sender import NamedTensors, Parameters, WeightSender, aligned_bytes, plan_buckets
 from cluster.weight_transport import TRANSPORT, register_transport
 from configs.schema import Rollout, WarmStart
 from data.records import Completion
@@ -49,13 +49,12 @@ def make_model(folder: Path, tied: bool, seed: int) -> Path:
 class Rig:
     """An engine with old weights, a policy with new ones, and a sender between them, in one process."""
 
-    def __init__(self, folder: Path, tied: bool) -> None:
-        self.old = make_model(folder / "old", tied, 0)
-        self.new = make_model(folder / "new", tied, 1)
-        options = EngineOptions(self.old, "float32", 128, 64, 32, 16 << 20, TRANSPORT)
+    def __init__(self, old: Path, new: Path, bucket_bytes: int) -> None:
+        self.old, self.new = old, new
+        options = EngineOptions(old, "float32", 128, 64, 32, 64 << 20, TRANSPORT)
         self.engine = Engine(options, register_transport)
         self.calls: list[str] = []
-        self.sender = WeightSender(self.call, bucket_bytes=40_000)
+        self.sender = WeightSender(self.call, bucket_bytes)
         self.policy = self.load(self.new)
         self.buckets = self.sender.open(shapes(self.policy))
 
@@ -85,7 +84,7 @@ class Rig:
         return [finished[index] for index in range(count)]
 
 
-def shapes(policy: Policy) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def shapes(policy: Policy) -> Parameters:
     return {name: (tuple(p.shape), p.dtype) for name, p in policy.named_weights().items()}
 
 
@@ -108,7 +107,8 @@ def stops_the_run(diff: np.ndarray) -> bool:
 
 @pytest.fixture(scope="module", params=["untied", "tied"])
 def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rig:
-    return Rig(tmp_path_factory.mktemp(request.param), request.param == "tied")
+    folder, tied = tmp_path_factory.mktemp(request.param), request.param == "tied"
+    return Rig(make_model(folder / "old", tied, 0), make_model(folder / "new", tied, 1), bucket_bytes=40_000)
 
 
 def test_after_a_sync_sampled_logprobs_are_the_learners(rig: Rig) -> None:
@@ -216,7 +216,7 @@ def test_a_missing_tensor_is_an_error(rig: Rig) -> None:
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=30), st.integers(64, 20_000))
 def test_buckets_hold_every_parameter_once_in_order_and_respect_their_size(numels: list[int], limit: int) -> None:
-    parameters = {f"p{i}": ((numel,), torch.float32) for i, numel in enumerate(numels)}
+    parameters: Parameters = {f"p{i}": ((numel,), torch.float32) for i, numel in enumerate(numels)}
     buckets = plan_buckets(parameters, limit)
     assert [name for bucket in buckets for name in bucket] == list(parameters)
     for bucket in buckets:
