@@ -49,6 +49,7 @@ def write_model(folder: Path, weights: dict[str, torch.Tensor], configs: list[An
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable to its owner alone
     for config in configs:
         config.use_cache = True
         config.save_pretrained(folder)
@@ -56,9 +57,16 @@ def write_model(folder: Path, weights: dict[str, torch.Tensor], configs: list[An
 
 
 def flush_to_disk(folder: Path) -> None:
-    """fsync every file under the folder, and the folders themselves."""
+    """fsync every file under the folder, and the folders themselves.
+
+    Ranks write into the same folder: a file that is gone again was another rank's draft, which
+    safetensors has renamed since, and that rank flushes what it wrote.
+    """
     for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         try:
             os.fsync(descriptor)
         finally:

@@ -95,13 +95,14 @@ class LearnerRank:
         totals = self._accumulate(sequences)
         self._check(totals, on_policy)
         self._engine.step()
+        grad_norm = self._grad_norm()
         self.version += 1
         return {
             "policy/loss": totals["loss"],
             "policy/entropy": totals["entropy"] / totals["tokens"],
             "policy/clip_fraction": totals["clipped"] / totals["tokens"],
             "policy/kl": totals.get("kl", 0.0),
-            "policy/grad_norm": float(self._engine.get_global_grad_norm() or 0.0),
+            "policy/grad_norm": grad_norm,
             "policy/learning_rate": rate,
             "rollout/logprob_diff": totals["diff"] / totals["tokens"],
             "rollout/logprob_diff_max": totals["diff_max"],
@@ -163,6 +164,17 @@ class LearnerRank:
                 f"and {worst:.2e} at most (limit rollout.logprob_diff_max={limits.logprob_diff_max:g}). The weight "
                 "sync did not bring these weights, or the two compute differently; in bfloat16 allow more."
             )
+
+    def _grad_norm(self) -> float:
+        """The gradient's norm before clipping, known after the step; RunError if it is no number (or -1 for that)."""
+        norm = float(self._engine.get_global_grad_norm() or 0.0)
+        if not 0.0 <= norm < math.inf:
+            raise RunError(
+                f"The gradient of policy version {self.version} overflowed: its norm is {norm}, and the weights "
+                "after that step are of no use. Lower learner.learning_rate or look at the rewards; the newest "
+                "checkpoint is untouched."
+            )
+        return norm
 
     def logprobs(self, sequences: ListOf[Sequence]) -> list[tuple[int, np.ndarray]]:
         """(index, log-probs float32 [C]) of this rank's share of the sequences, without gradient."""
@@ -315,7 +327,20 @@ def _build_engine(config: Config, model_path: Path) -> Any:
         },
     )
     engine.basic_optimizer.state.clear()  # of the step on zero gradients, which counts in the bias correction
+    if learner.zero_stage == 0:
+        _keep_grad_norm(engine)
     return engine
+
+
+def _keep_grad_norm(engine: Any) -> None:
+    """Have ZeRO 0 in fp32, whose engine clips gradients itself, keep their norm as every other engine does."""
+
+    def clip_fp32_gradients() -> None:
+        engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(
+            engine.module.parameters(), engine.gradient_clipping()
+        )
+
+    engine.clip_fp32_gradients = clip_fp32_gradients
 
 
 def _sum_over_ranks(sums: dict[str, float]) -> dict[str, float]:
