@@ -66,7 +66,7 @@ def run_session(config: Config, recipe: str, resumed: Resumed | None, display: D
         folder.write_status("starting")
         try:
             outcome = _train(config, materials, folder, resumed, display, placement)
-        except BaseException as error:
+        except BaseException as error:  # whatever ends the run is written down, then goes on
             folder.write_status("failed", error=f"{type(error).__name__}: {error}")
             raise
     return _conclude(config, folder, outcome, display)

@@ -13,30 +13,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = (
-    "model.warm_start.hidden_size=64",
-    "model.warm_start.heads=2",
-    "model.warm_start.layers=2",
-    "model.warm_start.steps=150",
-    "rollout.prompts_per_batch=4",
-    "rollout.completions_per_prompt=4",
-    "rollout.kv_cache_mb=16",
-    "data.train_problems=64",
-    "data.held_out_problems=16",
-    "training.steps=4",
-    "checkpoint.every=2",
-    "learner.threads=1",
-)
-
-
+SMALL = ROOT / "tests" / "small.yaml"
 # Warm-started once a test session, in processes of this one too.
 CACHE = Path(os.environ.setdefault("POCKETGRPO_TEST_CACHE", tempfile.mkdtemp(prefix="pocketgrpo-cache-")))
 atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 
 
 def arguments(folder: Path, name: str, *more: str) -> list[str]:
-    """Overrides of a small run in `folder`."""
-    return [*SMALL, f"training.runs_dir={folder}", f"model.cache_dir={CACHE}", f"training.name={name}", *more]
+    """The command line of a small run in `folder`."""
+    place = (f"training.runs_dir={folder}", f"model.cache_dir={CACHE}", f"training.name={name}")
+    return ["--config", str(SMALL), *place, *more]
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:

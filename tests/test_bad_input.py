@@ -15,7 +15,7 @@ import pytest
 from cluster.ray_session import choose_dashboard_port
 from cluster.train import main
 from configs.errors import UsageError
-from tests.small_run import ROOT, arguments
+from tests.small_run import ROOT, SMALL, arguments
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -128,7 +128,7 @@ def test_long_prompts_are_dropped_counted_and_said(folder: Path, capsys: pytest.
     from cluster.materials import prepare
     from configs.loading import load_config
 
-    config = load_config("quickstart", [*arguments(folder, "x", dataset(folder, *rows), "data.max_prompt_tokens=40")])
+    config = load_config(SMALL, arguments(folder, "x", dataset(folder, *rows), "data.max_prompt_tokens=40")[2:])
     said: list[str] = []
     materials = prepare(config, said.append)
     assert len(materials.train) + len(materials.held_out) == 40
