@@ -1,6 +1,6 @@
 """One learner rank: a DeepSpeed engine that turns update batches into new weights.
 
-The only file that knows DeepSpeed. A plain class: `cluster` makes a Ray actor of it, `replay` and the
+A plain class: `cluster` makes a Ray actor of it, `replay` and the
 tests use it as it is. Every method is a collective: all ranks are called alike, in the same order.
 """
 
@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +24,9 @@ from configs.schema import Config
 from learner import trainer_state
 from learner.batching import MicroBatch, Sequence, micro_batches
 from learner.checkpoint_writer import BackgroundWriter, flush_to_disk, write_model
+from learner.collectives import from_rank_0, max_over_ranks, sum_over_ranks
+from learner.deepspeed_engine import build_engine, gathered, join_process_group, whole_shape
 from learner.objectives import Clip, LossInputs, grpo
-from learner.optimizers import build_optimizer
 from learner.policy import Policy, load_policy
 from learner.schedule import learning_rate
 
@@ -69,8 +69,9 @@ class LearnerRank:
         self.config = config
         self.options = options
         self.version = 0
-        _join_process_group(options, config.learner.deadline_seconds)
-        self._engine = _build_engine(config, options.model_path)
+        deadline = config.learner.deadline_seconds
+        join_process_group(options.rank, options.ranks, options.address, options.port, deadline)
+        self._engine = build_engine(config, options.model_path)
         self._policy: Policy = self._engine.module
         self._reference = self._load_reference() if config.learner.kl_coefficient > 0 else None
         self._sender: Sender | None = None
@@ -120,7 +121,7 @@ class LearnerRank:
             for name, value in statistics.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
             worst = max(worst, diff_max)
-        return {**_sum_over_ranks(sums), "diff_max": _max_over_ranks(worst)}
+        return {**sum_over_ranks(sums), "diff_max": max_over_ranks(worst)}
 
     def _loss(self, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, Any], float]:
         logprobs, entropy = self._forward(self._engine, batch)
@@ -205,9 +206,9 @@ class LearnerRank:
         """Take the transport that `sync_weights` will use. Rank 0 alone holds one that sends."""
         self._sender = sender
         weights = self._policy.named_weights()
-        shapes = {name: (tuple(_shape(p)), p.dtype) for name, p in weights.items()}
+        shapes = {name: (whole_shape(p), p.dtype) for name, p in weights.items()}
         buckets = sender.open(shapes) if self.options.rank == 0 else None
-        self._buckets = _from_rank_0(buckets)
+        self._buckets = from_rank_0(buckets)
 
     def sync_weights(self) -> None:
         """Push the weights to every rollout worker, as the current version."""
@@ -221,12 +222,10 @@ class LearnerRank:
 
     def _gathered(self, buckets: list[list[str]]) -> Iterator[NamedTensors]:
         """Whole tensors, bucket by bucket; under ZeRO-3 gathered on every rank, then let go again."""
-        import deepspeed
-
         weights = self._policy.named_weights()
         for names in buckets:
             held = [weights[name] for name in names]
-            with deepspeed.zero.GatheredParameters(held, enabled=self.config.learner.zero_stage == 3):
+            with gathered(held, self.config.learner.zero_stage):
                 yield [(name, weights[name].data) for name in names]
 
     # -- checkpoints ------------------------------------------------------------------------------
@@ -276,88 +275,3 @@ def with_old_logprobs(sequences: ListOf[Sequence], answers: list[tuple[int, np.n
     """The sequences with pi_old filled in from the answers of all ranks to `logprobs`."""
     old = dict(answers)
     return [replace(s, old_logprobs=old[i]) for i, s in enumerate(sequences)]
-
-
-def _shape(parameter: torch.nn.Parameter) -> torch.Size:
-    """The whole shape, also where ZeRO-3 has left only a slice in place."""
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def _join_process_group(options: RankOptions, deadline_seconds: float) -> None:
-    """Gloo over loopback (or the given address), without compiling DeepSpeed's own CPU collectives."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if options.address == "127.0.0.1":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    os.environ["LOCAL_RANK"] = str(options.rank)
-    import deepspeed
-    from deepspeed.ops import __compatible_ops__
-
-    __compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="gloo",
-        auto_mpi_discovery=False,
-        timeout=timedelta(seconds=deadline_seconds),
-        init_method=f"tcp://{options.address}:{options.port}",
-        rank=options.rank,
-        world_size=options.ranks,
-        verbose=False,
-    )
-
-
-def _build_engine(config: Config, model_path: Path) -> Any:
-    """The DeepSpeed engine around the policy. Default path: nothing is compiled."""
-    import deepspeed
-
-    learner = config.learner
-    policy = load_policy(
-        model_path, config.model.dtype, learner.logprob_chunk_tokens, config.model.gradient_checkpointing
-    )
-    engine, *_ = deepspeed.initialize(
-        model=policy,
-        optimizer=build_optimizer(policy, learner),
-        config={
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,
-            "gradient_clipping": learner.max_grad_norm,
-            "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},
-            "bf16": {"enabled": config.model.dtype == "bfloat16"},
-            "steps_per_print": 10**9,
-        },
-    )
-    engine.basic_optimizer.state.clear()  # of the step on zero gradients, which counts in the bias correction
-    if learner.zero_stage == 0:
-        _keep_grad_norm(engine)
-    return engine
-
-
-def _keep_grad_norm(engine: Any) -> None:
-    """Have ZeRO 0 in fp32, whose engine clips gradients itself, keep their norm as every other engine does."""
-
-    def clip_fp32_gradients() -> None:
-        engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(
-            engine.module.parameters(), engine.gradient_clipping()
-        )
-
-    engine.clip_fp32_gradients = clip_fp32_gradients
-
-
-def _sum_over_ranks(sums: dict[str, float]) -> dict[str, float]:
-    names = sorted(sums)
-    values = torch.tensor([sums[name] for name in names], dtype=torch.float64)
-    dist.all_reduce(values)
-    return dict(zip(names, values.tolist(), strict=True))
-
-
-def _max_over_ranks(value: float) -> float:
-    # max() would lose a NaN; an infinite difference is over every limit.
-    worst = torch.tensor(value if math.isfinite(value) else math.inf, dtype=torch.float64)
-    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-    return float(worst)
-
-
-def _from_rank_0(value: Any) -> Any:
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]

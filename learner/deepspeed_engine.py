@@ -1,0 +1,93 @@
+"""DeepSpeed: the process group, the engine around the policy, and gathering what ZeRO-3 has sliced.
+
+The only file that knows DeepSpeed, which it imports lazily.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.schema import Config
+from learner.optimizers import build_optimizer
+from learner.policy import load_policy
+
+
+def join_process_group(rank: int, ranks: int, address: str, port: int, deadline_seconds: float) -> None:
+    """Gloo over loopback (or the given address), without compiling DeepSpeed's own CPU collectives."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if address == "127.0.0.1":
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    os.environ["LOCAL_RANK"] = str(rank)
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="gloo",
+        auto_mpi_discovery=False,
+        timeout=timedelta(seconds=deadline_seconds),
+        init_method=f"tcp://{address}:{port}",
+        rank=rank,
+        world_size=ranks,
+        verbose=False,
+    )
+
+
+def build_engine(config: Config, model_path: Path) -> Any:
+    """The DeepSpeed engine around the policy. Default path: nothing is compiled."""
+    import deepspeed
+
+    learner = config.learner
+    policy = load_policy(
+        model_path, config.model.dtype, learner.logprob_chunk_tokens, config.model.gradient_checkpointing
+    )
+    engine, *_ = deepspeed.initialize(
+        model=policy,
+        optimizer=build_optimizer(policy, learner),
+        config={
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "gradient_clipping": learner.max_grad_norm,
+            "zero_allow_untested_optimizer": True,
+            "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},
+            "bf16": {"enabled": config.model.dtype == "bfloat16"},
+            "steps_per_print": 10**9,
+        },
+    )
+    engine.basic_optimizer.state.clear()  # of the step on zero gradients, which counts in the bias correction
+    if learner.zero_stage == 0:
+        _keep_grad_norm(engine)
+    return engine
+
+
+def _keep_grad_norm(engine: Any) -> None:
+    """Have ZeRO 0 in fp32, whose engine clips gradients itself, keep their norm as every other engine does."""
+
+    def clip_fp32_gradients() -> None:
+        engine._global_grad_norm = torch.nn.utils.clip_grad_norm_(
+            engine.module.parameters(), engine.gradient_clipping()
+        )
+
+    engine.clip_fp32_gradients = clip_fp32_gradients
+
+
+@contextmanager
+def gathered(parameters: list[torch.nn.Parameter], zero_stage: int) -> Iterator[None]:
+    """Within, the parameters are whole on every rank; a collective under ZeRO-3, nothing otherwise."""
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters, enabled=zero_stage == 3):
+        yield
+
+
+def whole_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
+    """The whole shape, also where ZeRO-3 has left only a slice in place."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
