@@ -314,7 +314,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         """Raises one ValueError with a line for every contradiction, so that all are seen at once."""
-        rules = (_updates_fill_the_batch, _micro_batch_holds_a_completion, _warmup_ends, _evaluation_comes)
+        rules = (_updates_fill_the_batch, _micro_batch_holds_a_completion, _warmup_ends)
         contradictions = [text for text in (rule(self) for rule in rules) if text]
         if contradictions:
             raise ValueError("\n".join(contradictions))
@@ -356,13 +356,4 @@ def _warmup_ends(config: Config) -> str | None:
         f"learner.warmup={config.learner.warmup:g} optimizer steps is longer than the run of {updates} "
         f"(training.steps={config.training.steps} times {config.updates_per_batch} per step), so the peak "
         f"learning rate would never come; lower it, or write a share such as 0.1"
-    )
-
-
-def _evaluation_comes(config: Config) -> str | None:
-    if config.evaluation.every <= config.training.steps:
-        return None
-    return (
-        f"evaluation.every={config.evaluation.every} never comes in a run of training.steps="
-        f"{config.training.steps}; lower it, or write 0 to evaluate only before and after"
     )

@@ -9,7 +9,6 @@ from data.hashing import question_id, stable_hash
 from data.records import Problem
 
 GENERATOR_VERSION = 1  # part of the warm start's cache key: count it up when a text below changes
-PRECEDENCE = (("*",), ("+", "-"))
 
 
 def generate(
@@ -54,36 +53,51 @@ def structured_answer(
 ) -> str:
     """The right answer in the form the warm start teaches: `<think>working</think><answer>N</answer>`.
 
-    "47 + 38" is worked as "47+30=77+8=85": left to right, products first, the second number of a
-    sum place by place from the largest. Not worked, the reasoning is empty.
+    "47 + 38" is worked by columns, "7+8=15 4+3+1=8". With other operators products come first, then
+    the terms from left to right, place by place: "47 - 38" is "47-30=17-8=9". Not worked, the
+    reasoning is empty.
     """
     reasoning = " ".join(working(problem.question)) if worked else ""
     return f"<{reasoning_tag}>{reasoning}</{reasoning_tag}><{answer_tag}>{problem.answer}</{answer_tag}>"
 
 
 def working(question: str) -> list[str]:
-    """The steps of a generated question, each a chain such as "47+30=77+8=85"."""
+    """The steps of a generated question: a sum's columns, or each product and then a chain "4+2=6-5=1"."""
     terms = question.split()
+    if set(terms[1::2]) == {"+"} and any(len(number) > 1 for number in terms[::2]):
+        return _columns(terms[::2])
     steps: list[str] = []
-    for level in PRECEDENCE:
-        place = 1
-        while place < len(terms):
-            if terms[place] not in level:
-                place += 2
-                continue
-            left, operator, right = int(terms[place - 1]), terms[place], int(terms[place + 1])
-            steps.append(_chain(left, operator, right))
-            terms[place - 1 : place + 2] = [str(_apply(left, operator, right))]
+    place = 1
+    while place < len(terms):
+        if terms[place] == "*":
+            product = str(int(terms[place - 1]) * int(terms[place + 1]))
+            steps.append(f"{terms[place - 1]}*{terms[place + 1]}={product}")
+            terms[place - 1 : place + 2] = [product]
+        else:
+            place += 2
+    if len(terms) > 1:
+        steps.append(_chain(terms))
     return steps
 
 
-def _chain(left: int, operator: str, right: int) -> str:
-    """One operation worked out: a sum adds the parts of `right` one by one."""
-    parts = [right] if operator == "*" else _places(right)
-    text = str(left)
-    for part in parts:
-        left = _apply(left, operator, part)
-        text += f"{operator}{part}={left}"
+def _columns(numbers: list[str]) -> list[str]:
+    """A sum of numbers of the same length, column by column from the right: "7+8=15", "4+3+1=8"."""
+    steps: list[str] = []
+    carry = 0
+    for column in zip(*(reversed(number) for number in numbers), strict=True):
+        total = sum(map(int, column)) + carry
+        steps.append("+".join([*column, *([str(carry)] if carry else [])]) + f"={total}")
+        carry = total // 10
+    return steps
+
+
+def _chain(terms: list[str]) -> str:
+    """A sum worked out from left to right, every number place by place."""
+    text, total = terms[0], int(terms[0])
+    for operator, number in zip(terms[1::2], terms[2::2], strict=True):
+        for part in _places(int(number)):
+            total += part if operator == "+" else -part
+            text += f"{operator}{part}={total}"
     return text
 
 
@@ -92,12 +106,6 @@ def _places(number: int) -> list[int]:
     text = str(number)
     places = [int(digit) * 10 ** (len(text) - 1 - i) for i, digit in enumerate(text)]
     return [place for place in places if place] or [0]
-
-
-def _apply(left: int, operator: str, right: int) -> int:
-    if operator == "+":
-        return left + right
-    return left - right if operator == "-" else left * right
 
 
 def _decode(code: int, operands: int, digits: int, operators: str) -> Problem:

@@ -75,15 +75,10 @@ def _convert(gguf: Path, folder: Path, dtype: str) -> None:
             network = AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype)
             )
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            RuntimeError,
-        ) as error:  # broken file, or an unknown architecture
+        except Exception as error:  # a broken file fails anywhere in the reader: struct, index, key, value
             raise ModelError(
                 f"The model file {gguf} cannot be read as a GGUF of an architecture that transformers converts: "
-                f"{type(error).__name__}: {error}. Give a complete GGUF of a Llama-like model, or a Hugging Face folder."
+                f"{type(error).__name__}: {error}. Give a complete GGUF of a Llama-like model, or a model folder."
             ) from error
         network.hf_quantizer = None
         for attribute in ("quantization_config", "_pre_quantization_dtype"):

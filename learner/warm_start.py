@@ -4,25 +4,39 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from random import Random
+from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from configs.schema import Data, Model, WarmStart
 from data.arithmetic import GENERATOR_VERSION, count_distinct, generate, structured_answer
 from data.hashing import stable_hash
 from data.prompts import render
+from data.records import Problem
 from data.tokenizer import build_tokenizer
 from learner.model_cache import ModelError, cached_folder, quiet_transformers
 
-RECIPE_VERSION = 1  # part of the cache key: count it up when the model or its training below changes
+RECIPE_VERSION = 3  # part of the cache key: count it up when the model or its training below changes
 MLP_RATIO = 3
 MAX_POSITIONS = 1024
-GUESSED_SHARE = 0.6  # of the supervised answers come without working
+HABIT_FROM = 0.75  # the last part, as a share of the steps, mixes in answers without working:
+GUESSED_SMALL = 0.05  # this share where the first number begins with a digit under 4,
+GUESSED_LARGE = 0.9  # and this share of the others
 IGNORED = -100  # label of the tokens that carry no loss
 
 OnStep = Callable[[int, float], None]
+
+
+class Example(NamedTuple):
+    """One supervised sequence: token ids and labels, both [length]."""
+
+    token_ids: torch.Tensor
+    labels: torch.Tensor
 
 
 def warm_start(
@@ -36,6 +50,10 @@ def warm_start(
 ) -> Path:
     """The folder of the warm-started model and its tokenizer, from the cache if it stands there whole.
 
+    Every supervised answer is right. Most of the steps show answers with their working; in the last
+    part many give the number at once, most of all where the first number is large. The model takes
+    that up as a habit though it cannot add in its head, so there it is wrong, and reinforcement has
+    to find out that working pays.
     The problems come from our generator with `data`'s operands, digits and operators; none has an
     id in `avoid_ids` (training and held-out problems). `on_step(step, loss)` hears of each
     supervised step, from 1; `on_note(text)` of a cache that had to be built again.
@@ -43,7 +61,7 @@ def warm_start(
     """
     key = {
         "recipe": RECIPE_VERSION,
-        "guessed_share": GUESSED_SHARE,
+        "habit": [HABIT_FROM, GUESSED_SMALL, GUESSED_LARGE],
         "generator": GENERATOR_VERSION,
         "warm_start": model.warm_start.model_dump(),
         "dtype": model.dtype,
@@ -55,16 +73,27 @@ def warm_start(
 
     def build(folder: Path) -> None:
         tokenizer = build_tokenizer(reasoning_tag, answer_tag)
-        examples = _examples(tokenizer, model.warm_start, data, (reasoning_tag, answer_tag), avoid_ids)
-        with torch.random.fork_rng(devices=[]):
+        batches = _batches(tokenizer, model.warm_start, data, (reasoning_tag, answer_tag), avoid_ids)
+        with torch.random.fork_rng(devices=[]), _one_thread():
             torch.manual_seed(model.warm_start.seed)
             llama = build_llama(model.warm_start, tokenizer)
-            train(llama, examples, model.warm_start, on_step)
+            train(llama, batches, model.warm_start, on_step)
         with quiet_transformers():
             llama.to(getattr(torch, model.dtype)).save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
     return cached_folder(model.cache_dir, "tiny-arithmetic", key, build, on_note)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """At this size a second thread gains little, and on a busy machine threads that wait for each other lose much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build_llama(options: WarmStart, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -87,18 +116,21 @@ def build_llama(options: WarmStart, tokenizer: PreTrainedTokenizerFast) -> Llama
 
 def train(
     llama: LlamaForCausalLM,
-    examples: list[tuple[torch.Tensor, torch.Tensor]],
+    batches: Iterator[list[Example]],
     options: WarmStart,
     on_step: OnStep | None = None,
 ) -> None:
-    """Trains on (token ids, labels) pairs [length] with AdamW; the rate warms up, then falls linearly to 0."""
+    """One AdamW step on each batch; the learning rate warms up, then falls linearly to 0."""
     optimizer = torch.optim.AdamW(llama.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     warmup = max(1, options.steps // 20)
     llama.train()
-    for step, (token_ids, labels) in enumerate(_batches(examples, options), start=1):
+    for step, examples in enumerate(batches, start=1):
         rate = min(step / warmup, (options.steps + 1 - step) / (options.steps + 1 - warmup))
         for group in optimizer.param_groups:
             group["lr"] = options.learning_rate * rate
+        # padding stands right of every real token, so the causal mask hides it: no attention mask
+        token_ids = pad_sequence([example.token_ids for example in examples], batch_first=True)
+        labels = pad_sequence([example.labels for example in examples], batch_first=True, padding_value=IGNORED)
         loss = llama(input_ids=token_ids, labels=labels, use_cache=False).loss
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -109,14 +141,35 @@ def train(
     llama.eval()
 
 
-def _examples(
+def _batches(
     tokenizer: PreTrainedTokenizerFast,
     options: WarmStart,
     data: Data,
     tags: tuple[str, str],
     avoid_ids: Collection[str],
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(token ids, labels) [length] of each supervised problem; the loss is on the answer and EOS."""
+) -> Iterator[list[Example]]:
+    """`steps` batches of worked examples, in the last part mixed with guessed ones; epoch after epoch."""
+    problems = _problems(options, data, avoid_ids)
+    chance = Random(options.seed)
+    order: list[Problem] = []
+    for step in range(options.steps):
+        habit = step >= HABIT_FROM * options.steps
+        while len(order) < options.batch_size:
+            order += chance.sample(problems, len(problems))
+        chosen, order = order[: options.batch_size], order[options.batch_size :]
+        yield [
+            _example(tokenizer, problem, data, tags, not habit or chance.random() >= _guessed_share(problem))
+            for problem in chosen
+        ]
+
+
+def _guessed_share(problem: Problem) -> float:
+    """The share of a problem's supervised answers that come without working, once the habit is taught."""
+    return GUESSED_SMALL if problem.question[0] < "4" else GUESSED_LARGE
+
+
+def _problems(options: WarmStart, data: Data, avoid_ids: Collection[str]) -> list[Problem]:
+    """As many problems as the steps can use, or as there are beside those to avoid."""
     left = count_distinct(data.operands, data.digits, data.operators) - len(set(avoid_ids))
     if left < 1:
         raise ModelError(
@@ -124,31 +177,16 @@ def _examples(
             f"data.operands={data.operands}, data.digits={data.digits} and data.operators={data.operators!r}. "
             "Lower data.train_problems, or raise data.digits or data.operands."
         )
-    wanted = min(options.steps * options.batch_size, left)
-    examples = []
-    for problem in generate(
-        wanted, stable_hash("warm start", options.seed), data.operands, data.digits, data.operators, avoid_ids
-    ):
-        prompt = render(tokenizer, problem.question, data.system_prompt, data.user_prompt)
-        guessed = stable_hash("guessed", problem.id) < GUESSED_SHARE * 2**64
-        answer = tokenizer.encode(structured_answer(problem, *tags, worked=not guessed), add_special_tokens=False)
-        answer.append(tokenizer.eos_token_id)
-        examples.append((torch.tensor([*prompt, *answer]), torch.tensor([IGNORED] * len(prompt) + answer)))
-    return examples
+    count = min(options.steps * options.batch_size, left)
+    seed = stable_hash("warm start", options.seed)
+    return generate(count, seed, data.operands, data.digits, data.operators, avoid_ids)
 
 
-def _batches(
-    examples: list[tuple[torch.Tensor, torch.Tensor]], options: WarmStart
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """`steps` batches of (token ids, labels) [batch_size, longest], padded right, epoch after epoch."""
-    order: list[int] = []
-    for _ in range(options.steps):
-        while len(order) < options.batch_size:
-            order += torch.randperm(len(examples)).tolist()
-        chosen, order = order[: options.batch_size], order[options.batch_size :]
-        pairs = [examples[place] for place in chosen]
-        pad = torch.nn.utils.rnn.pad_sequence
-        # padding stands right of every real token, so the causal mask hides it: no attention mask
-        token_ids = pad([ids for ids, _ in pairs], batch_first=True, padding_value=0)
-        labels = pad([labels for _, labels in pairs], batch_first=True, padding_value=IGNORED)
-        yield token_ids, labels
+def _example(
+    tokenizer: PreTrainedTokenizerFast, problem: Problem, data: Data, tags: tuple[str, str], worked: bool
+) -> Example:
+    """A problem with its right answer; the loss is on the answer and EOS."""
+    prompt = render(tokenizer, problem.question, data.system_prompt, data.user_prompt)
+    answer = tokenizer.encode(structured_answer(problem, *tags, worked=worked), add_special_tokens=False)
+    answer.append(tokenizer.eos_token_id)
+    return Example(torch.tensor([*prompt, *answer]), torch.tensor([IGNORED] * len(prompt) + answer))

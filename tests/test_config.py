@@ -247,7 +247,6 @@ def test_a_section_takes_no_value(tmp_path: Path) -> None:
         (["rewards.answer_tag=think"], ("rewards.reasoning_tag", "both think")),
         (["learner.warmup=31"], ("longer than the run of 30", "training.steps=30")),
         (["learner.warmup=2.5"], ("whole number such as 2",)),
-        (["evaluation.every=31"], ("never comes", "training.steps=30")),
         (["rollout.block_size=24"], ("no power of two", "16 or 32")),
         (["model.warm_start.heads=3"], ("model.warm_start.hidden_size=128", "heads of width 32")),
         (["data.digits=1"], ("4608 different problems", "at most 200")),
@@ -263,10 +262,10 @@ def test_a_contradiction_names_both_sides_and_the_fix(overrides: list[str], name
 
 
 def test_several_contradictions_are_told_together() -> None:
-    text = refusal(["learner.warmup=100", "evaluation.every=100"])
+    text = refusal(["learner.warmup=100", "learner.completions_per_update=100"])
     assert "(1)" in text
     assert "learner.warmup=100" in text
-    assert "evaluation.every=100" in text
+    assert "learner.completions_per_update=100" in text
 
 
 @pytest.mark.parametrize(

@@ -52,8 +52,18 @@ def test_the_working_is_true_step_by_step_and_ends_in_the_answer(shape: tuple[in
             for left, right in pairwise(chain.split("=")):
                 total = re.match(r"-?\d+", right)
                 assert total is not None and eval(left) == int(total[0])
-        assert steps[-1].split("=")[-1] == made.answer
+        results = [chain.split("=")[-1] for chain in steps]
+        columns = set(made.question.split()[1::2]) == {"+"} and shape[1] > 1
+        digits = "".join(result[-1] for result in reversed(results[:-1])) if columns else ""
+        assert results[-1] + digits == made.answer
         assert structured_answer(made).endswith(f"</think><answer>{made.answer}</answer>")
+
+
+def test_a_sum_is_worked_by_columns_and_anything_else_from_left_to_right() -> None:
+    assert working("47 + 38") == ["7+8=15", "4+3+1=8"]
+    assert working("47 - 38") == ["47-30=17-8=9"]
+    assert working("4 + 2 + 5") == ["4+2=6+5=11"]
+    assert working("4 - 6 * 7") == ["6*7=42", "4-40=-36-2=-38"]
 
 
 def test_generation_is_deterministic_distinct_and_a_larger_count_continues_it() -> None:
