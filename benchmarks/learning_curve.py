@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 
 def read(folder: Path, key: str) -> tuple[list[int], list[dict[str, float]]]:
@@ -31,10 +32,12 @@ def draw(out: Path, runs: dict[str, Path]) -> None:
         low = [line["eval/accuracy"] - line["eval/accuracy_low"] for line in lines]
         high = [line["eval/accuracy_high"] - line["eval/accuracy"] for line in lines]
         style: dict[str, Any] = {"fmt": "o-", "markersize": 4, "capsize": 3, "color": line.get_color()}
-        axes.errorbar(steps, value, yerr=[low, high], label=label, **style)
+        axes.errorbar(steps, value, yerr=[low, high], label=f"held out, {label}", **style)
     axes.set(xlabel="step", ylabel="accuracy", ylim=(0, 1.02))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, loc="center right")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.plot([], [], color="grey", alpha=0.45, label="of sampled completions, in training")
+    axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=150)
 
