@@ -1,0 +1,117 @@
+"""Sampling and verifying side by side: early groups are judged while late ones generate, order restored."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.actor import ActorHandle
+
+from actors.engine import Sampling
+from actors.rollout_pool import RolloutPool
+from actors.rollout_worker import SampleRequest
+from actors.sampling import sample_and_verify
+from actors.verifier_pool import VerifierPool
+from cluster.materials import Materials, prepare
+from cluster.placement import place
+from cluster.start import _rollout, _verifier
+from configs.errors import RunError
+from configs.loading import load_config
+from configs.schema import Config
+from data.records import Group
+from tests.small_run import SMALL, arguments
+
+REQUEST = SampleRequest(4, Sampling(1.0, 32), seed=3)
+
+
+class TimedVerifiers(VerifierPool):
+    """A verifier pool that notes when each group was sent to be scored."""
+
+    def __init__(self, verifiers: list[ActorHandle]) -> None:
+        super().__init__(verifiers)
+        self.sent: list[tuple[float, int]] = []
+
+    def score(self, group: Group) -> tuple[ray.ObjectRef, int]:
+        self.sent.append((time.monotonic(), group.prompt.visit))
+        return super().score(group)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    # Four completions at a time: the groups cannot all run together, so some finish long before others.
+    place = arguments(tmp_path_factory.mktemp("sampling"), "x", "rollout.max_running=4")
+    return load_config(SMALL, place[2:])
+
+
+@pytest.fixture(scope="module")
+def materials(config: Config) -> Materials:
+    return prepare(config, lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def actors(config: Config, materials: Materials, ray_cluster: None) -> Iterator[tuple[ActorHandle, ActorHandle]]:
+    """One rollout worker and one verifier."""
+    placement = place(config)
+    worker, verifier = _rollout(config, placement, materials.model_path, 0), _verifier(config, placement)
+    ray.get([worker.ready.remote(), verifier.ready.remote()], timeout=120)
+    yield worker, verifier
+    ray.get(verifier.close.remote(), timeout=20)
+    for actor in (worker, verifier):
+        ray.kill(actor)
+
+
+def test_groups_are_verified_while_others_generate_and_come_back_in_visit_order(
+    actors: tuple[ActorHandle, ActorHandle], materials: Materials
+) -> None:
+    worker, verifier = actors
+    verifiers = TimedVerifiers([verifier])
+    started = time.monotonic()
+    prompts = materials.train[:12][::-1]
+    sampled = sample_and_verify(RolloutPool([worker], 60.0), verifiers, prompts, REQUEST, 60.0)
+    first_sent, last_sampled = verifiers.sent[0][0] - started, sampled.sample_seconds
+    assert first_sent < 0.5 * last_sampled, "the first group must be judged long before the last is sampled"
+    assert [group.prompt.visit for group in sampled.groups] == list(range(12))
+    assert [visit for _, visit in verifiers.sent] != list(range(12))
+    assert all(len(group.verdicts) == len(group.completions) == 4 for group in sampled.groups)
+
+
+def test_the_same_visits_give_the_same_completions_again(
+    actors: tuple[ActorHandle, ActorHandle], materials: Materials
+) -> None:
+    worker, verifier = actors
+    texts = []
+    for prompts in (materials.train[:6], materials.train[3:6]):
+        pools = RolloutPool([worker], 60.0), VerifierPool([verifier])
+        groups = sample_and_verify(*pools, prompts, REQUEST, 60.0).groups
+        texts.append({group.prompt.visit: [completion.text for completion in group.completions] for group in groups})
+    assert all(texts[1][visit] == texts[0][visit] for visit in (3, 4, 5))
+
+
+def test_a_frozen_worker_is_named_when_the_deadline_passes(
+    actors: tuple[ActorHandle, ActorHandle], materials: Materials
+) -> None:
+    worker, verifier = actors
+    process = ray.get(worker.ready.remote(), timeout=20)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(RunError, match=r"rollout worker .*did not answer within 2 s.*rollout\.deadline_seconds"):
+            sample_and_verify(RolloutPool([worker], 2.0), VerifierPool([verifier]), materials.train[:2], REQUEST, 2.0)
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
+def test_a_worker_that_dies_is_named(
+    actors: tuple[ActorHandle, ActorHandle], config: Config, materials: Materials, tmp_path: Path
+) -> None:
+    """Last: it takes the worker with it."""
+    worker, verifier = actors
+    process = ray.get(worker.ready.remote(), timeout=20)
+    pool = RolloutPool([worker], 20.0)
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(RunError, match=r"rollout worker .*has died"):
+        sample_and_verify(pool, VerifierPool([verifier]), materials.train[:2], REQUEST, 20.0)
