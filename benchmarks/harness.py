@@ -166,7 +166,7 @@ def hardware() -> dict[str, Any]:
 
 def commit() -> dict[str, Any]:
     """The git commit the figures belong to, and whether the tree differs from it."""
-    changes = _output("git", "status", "--porcelain")
+    changes = _output("git", "status", "--porcelain", "--", ".", ":!benchmarks/results.jsonl")
     return {"hash": _output("git", "rev-parse", "HEAD"), "dirty": changes is None or bool(changes)}
 
 
@@ -179,7 +179,7 @@ def record(name: str, figures: Mapping[str, Any], path: str | Path = RESULTS) ->
         "name": name,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+        "command": shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]]),
         "hardware": hardware(),
         "figures": dict(figures),
     }
