@@ -11,6 +11,9 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-dep
 # A stamp says "this lock is installed"; it is written last, so an interrupted set-up leaves none.
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
+# TRL, which the tests compare losses with, lives apart: its environment holds nothing else and looks into $(VENV).
+TRL_VENV := .venv-trl
+TRL := $(TRL_VENV)/.installed
 
 TORCH := $(shell grep '^torch==' requirements.lock)
 DEEPSPEED := $(shell grep '^deepspeed==' requirements.lock)
@@ -29,12 +32,12 @@ help: ## list the targets
 
 setup: $(RUNTIME) ## create .venv and install the pinned lock
 
-setup-dev: $(DEV) ## the same, plus tests, linters and the type checker
+setup-dev: $(DEV) $(TRL) ## the same, plus tests, linters and the type checker
 
 run: $(RUNTIME) ## train; make run ARGS="--config configs/X.yaml training.steps=10"
 	$(BIN)/python run_local.py $(ARGS)
 
-test: $(DEV) ## run the tests, without those marked long; ARGS go to pytest
+test: $(DEV) $(TRL) ## run the tests, without those marked long; ARGS go to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
 test-long: $(DEV) ## run only the tests marked long
@@ -49,12 +52,13 @@ format: $(DEV) ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## remove caches and build leftovers; .venv and runs/ stay
+clean: ## remove caches and build leftovers; environments and runs/ stay
 	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . \( -path './$(VENV)' -o -path ./.git -o -path ./runs \) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . \( -path './$(VENV)' -o -path './$(TRL_VENV)' -o -path ./.git -o -path ./runs \) -prune -o \
+		-name __pycache__ -type d -exec rm -rf {} +
 
-distclean: clean ## remove .venv as well
-	rm -rf ./.venv
+distclean: clean ## remove the environments as well
+	rm -rf ./.venv './$(TRL_VENV)'
 
 # setuptools comes first because DeepSpeed, the one source package, is built with it and needs torch to be there.
 $(RUNTIME): requirements.lock
@@ -77,3 +81,13 @@ $(DEV): requirements-dev.lock $(RUNTIME)
 	@echo "installing requirements-dev.lock"
 	@$(INSTALL) --only-binary :all: -r requirements-dev.lock
 	@touch $(DEV)
+
+# The .pth file is written after TRL is installed, so that pip sees an empty environment.
+$(TRL): requirements-trl.lock $(RUNTIME)
+	@echo "installing requirements-trl.lock into $(TRL_VENV)"
+	@$(BIN)/python -m venv --clear --without-pip $(TRL_VENV)
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(TRL_VENV)/bin/python \
+		install -qq --no-deps --only-binary :all: -r requirements-trl.lock
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+		"$$($(TRL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	@touch $(TRL)
