@@ -47,10 +47,12 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample one request. temperature 0 is greedy; seed None leaves vLLM's own."""
+    """How to sample one request. temperature 0 is greedy; top_k 0 takes all tokens."""
 
     temperature: float
     max_completion_tokens: int
+    top_k: int = 0
+    top_p: float = 1.0
 
 
 @dataclass
@@ -110,6 +112,8 @@ class Engine:
 
         parameters = SamplingParams(
             temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
             max_tokens=sampling.max_completion_tokens,
             seed=seed,
             logprobs=0,

@@ -25,6 +25,13 @@ class Sampled:
     sample_seconds: float
     verify_seconds: float
 
+    def __add__(self, later: Sampled) -> Sampled:
+        return Sampled(
+            self.groups + later.groups,
+            self.sample_seconds + later.sample_seconds,
+            self.verify_seconds + later.verify_seconds,
+        )
+
 
 def sample_and_verify(
     rollouts: RolloutPool,

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 
 from configs.schema import Rewards
-from data.records import Group, Verdict
+from data.records import Completion, Group, Verdict
 from rewards.child import VerifierChild
-from rewards.registry import Case, Score, Tags
+from rewards.registry import Case, Length, Score, Tags
 
 
 class Verifier:
     """Scores groups one after the other, in one killable child. ValueError on an unknown reward."""
 
-    def __init__(self, options: Rewards) -> None:
+    def __init__(self, options: Rewards, max_completion_tokens: int) -> None:
+        self._limit, self._buffer = max_completion_tokens, options.overlong_buffer
         self._tags = Tags(options.reasoning_tag, options.answer_tag)
         self._child = VerifierChild(options.weights, options.timeout_seconds, options.memory_mb)
 
@@ -28,8 +29,12 @@ class Verifier:
         Takes at most about twice rewards.timeout_seconds per completion, plus restarts of the child.
         """
         gold = group.prompt.problem.answer
-        scores = self._child.score([Case(each.text, gold, self._tags) for each in group.completions])
+        scores = self._child.score([self._case(each, gold) for each in group.completions])
         return dataclasses.replace(group, verdicts=tuple(_verdict(score) for score in scores))
+
+    def _case(self, completion: Completion, gold: str) -> Case:
+        length = Length(len(completion.token_ids), self._limit, self._buffer)
+        return Case(completion.text, gold, self._tags, length=length)
 
     def close(self) -> None:
         """End the child; nothing is left running."""

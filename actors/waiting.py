@@ -20,7 +20,7 @@ def wait_for(references: Sequence[ray.ObjectRef], seconds: float, who: str, opti
     except GetTimeoutError:
         raise RunError(late(who, seconds, option)) from None
     except RayActorError as error:
-        raise RunError(f"{who} has died: {_first_line(error)} {WHERE_LOGS_ARE}") from None
+        raise RunError(f"{who} has died: {_cause(error)} {WHERE_LOGS_ARE}") from None
     except RayTaskError as error:
         if isinstance(error.cause, RunError | UsageError):
             raise type(error.cause)(*error.cause.args) from None
@@ -38,9 +38,10 @@ def late(who: str, seconds: float, option: str) -> str:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _cause(error: Exception) -> str:
+    """Of Ray's many lines what a person needs: the exception that ended an actor's start, else how it died."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2])
+    return lines[-1] if "creation task" in lines[0] else " ".join(lines[:2])
 
 
 class Deadline:

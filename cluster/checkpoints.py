@@ -22,13 +22,19 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class LoopState:
-    """What the loop itself must keep: steps done, the sampler's cursor, the policy version, ranks and stage."""
+    """What the loop itself must keep: steps done, the sampler's cursor, the policy version, ranks and stage.
+
+    reference: name of the reference policy's folder (None: the initial model); rewards_since_reset: what
+    `ReferenceResets` has seen since.
+    """
 
     step: int
     cursor: int
     version: int
     learner_ranks: int
     zero_stage: int
+    reference: str | None = None
+    rewards_since_reset: tuple[float, ...] = ()
 
 
 class Checkpoints:
@@ -93,7 +99,13 @@ def load_state(checkpoint: Path) -> LoopState:
                 f"The checkpoint {checkpoint} is damaged: {name} is missing or differs from the manifest. "
                 "Delete this checkpoint's folder and resume from the one before."
             )
-    return LoopState(**manifest["state"])
+    return state_of(checkpoint)
+
+
+def state_of(checkpoint: Path) -> LoopState:
+    """The loop's state in a checkpoint, as its manifest has it; no file is checked."""
+    state = json.loads((checkpoint / MANIFEST).read_text())["state"]
+    return LoopState(**{**state, "rewards_since_reset": tuple(state["rewards_since_reset"])})
 
 
 def step_of(checkpoint: Path) -> int:

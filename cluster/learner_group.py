@@ -38,6 +38,10 @@ class LearnerGroup:
         """Push the weights to the rollout workers."""
         self.call("sync_weights")
 
+    def reset_reference(self, folder: Path) -> None:
+        """Make the current policy the reference; its model is written to `folder`."""
+        self.call("reset_reference", folder)
+
     def begin_save(self, folder: Path) -> None:
         """Copy the state in memory and have it written to `folder` in the background."""
         self.call("begin_save", folder)

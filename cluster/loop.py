@@ -11,11 +11,12 @@ import numpy as np
 
 from actors.engine import Sampling
 from actors.rollout_worker import SampleRequest
-from actors.sampling import sample_and_verify
-from cluster.checkpoints import Checkpoints, LoopState
+from actors.sampling import Sampled, sample_and_verify
+from cluster.checkpoints import Checkpoints, LoopState, state_of
 from cluster.interrupts import Interrupts
 from cluster.metrics import group_metrics
 from cluster.progress import Display
+from cluster.reference import ReferenceResets, References
 from cluster.run_folder import RunFolder
 from cluster.start import Actors
 from cluster.tensorboard import TensorBoard
@@ -26,7 +27,7 @@ from data.records import Group, Prompt
 from data.sampler import PromptSampler
 from evaluation.accuracy import Accuracy, measure_accuracy
 from learner.batching import Sequence
-from learner.from_groups import sequences_of
+from learner.from_groups import OptimalValues, sequences_of, update_batches
 
 
 @dataclass
@@ -41,6 +42,9 @@ class Run:
     checkpoints: Checkpoints
     tensorboard: TensorBoard | None
     display: Display
+    references: References
+    resets: ReferenceResets
+    values: OptimalValues | None = None
     version: int = 0
 
 
@@ -54,15 +58,18 @@ class Outcome:
     exit_code: int | None
 
 
-def train_loop(run: Run, done: int, interrupts: Interrupts) -> Outcome:
-    """Steps `done` + 1 to training.steps. On-policy: every batch is sampled with the newest weights."""
+def train_loop(run: Run, done: int, interrupts: Interrupts, take_step: Callable[[Run, int], None]) -> Outcome:
+    """Steps `done` + 1 to training.steps, by `train_step` or, supervised, `supervised_step`.
+
+    On-policy: every batch is sampled with the newest weights.
+    """
     config = run.config
     before = evaluate(run, 0) if done == 0 else None
     after = before
     for step in range(done + 1, config.training.steps + 1):
         if interrupts.exit_code is not None:
             return _interrupted(run, step - 1, before, after, interrupts.exit_code)
-        train_step(run, step)
+        take_step(run, step)
         last = step == config.training.steps
         if last or (config.evaluation.every and step % config.evaluation.every == 0):
             after = evaluate(run, step)
@@ -75,28 +82,72 @@ def train_loop(run: Run, done: int, interrupts: Interrupts) -> Outcome:
 def train_step(run: Run, step: int) -> None:
     """One step as the data sees it (DESIGN: sample, verify, order, learn, push)."""
     config, clock = run.config, Clock()
-    prompts = run.sampler.take(config.rollout.prompts_per_batch)
-    sampled = sample_and_verify(
-        run.actors.rollouts,
-        run.actors.verifiers,
-        prompts,
-        sample_request(config),
-        config.rollout.deadline_seconds,
-    )
+    sampled = sample_batch(run)
     clock.add("sample", sampled.sample_seconds)
     clock.add("verify", sampled.verify_seconds)
     run.folder.write_rollouts(step, sampled.groups)
     check_verdicts(sampled.groups, config.rewards.max_error_rate)
-    groups = shuffled(sampled.groups, config.training.seed, step) if config.rewards.shuffle else sampled.groups
     clock.lap()
-    learned = learn(run.actors.learner, config, groups)
-    run.version += config.updates_per_batch
+    learned = learn(run.actors.learner, config, trained_groups(config, sampled.groups, step), run.values)
     clock.add("update", clock.lap())
-    run.actors.learner.sync_weights()
+    if learned["policy/updates"]:
+        run.version += int(learned["policy/updates"])
+        run.actors.learner.sync_weights()
     clock.add("sync", clock.lap())
     run.checkpoints.poll(run.actors.learner)
     metrics = {**group_metrics(sampled.groups), **learned, "policy/version": float(run.version)}
+    if run.resets.due(metrics["reward/mean"]):
+        reset_reference(run, step)
     report(run, step, {**metrics, **clock.metrics(metrics["tokens/sampled"])})
+
+
+def reset_reference(run: Run, step: int) -> None:
+    """The current policy becomes the reference (ProRL); references that no checkpoint needs are deleted."""
+    needed = [run.references.current, *(state_of(path).reference for path in run.checkpoints.all())]
+    run.actors.learner.reset_reference(run.references.begin(step))
+    run.references.keep(needed)
+    run.display.say(f"the reference policy is now that of step {step}")
+
+
+def sample_batch(run: Run) -> Sampled:
+    """A sampling batch; with refill rounds (DAPO), as many further prompts as had groups without spread.
+
+    Every round asks for just what is missing, so a group with spread is never thrown away, and waits
+    for all it asked for, so short completions are not favoured.
+    """
+    rollout = run.config.rollout
+    batch = Sampled([], 0.0, 0.0)
+    missing = rollout.prompts_per_batch
+    for _ in range(1 + rollout.refill_rounds):
+        batch += sample_and_verify(
+            run.actors.rollouts,
+            run.actors.verifiers,
+            run.sampler.take(missing),
+            sample_request(run.config),
+            rollout.deadline_seconds,
+        )
+        missing = rollout.prompts_per_batch - sum(not flat(group) for group in batch.groups)
+        if not missing:
+            break
+    return batch
+
+
+def trained_groups(config: Config, groups: list[Group], step: int) -> list[Group]:
+    """The groups of a step that are trained on, in visit order, from all that were sampled.
+
+    After refill rounds these are the ones with spread, and flat ones only for the places still empty.
+    """
+    count = config.rollout.prompts_per_batch
+    if len(groups) > count:
+        spread = [group for group in groups if not flat(group)]
+        chosen = spread + [group for group in groups if flat(group)][: count - len(spread)]
+        groups = sorted(chosen, key=lambda group: group.prompt.visit)
+    return shuffled(groups, config.training.seed, step) if config.rewards.shuffle else groups
+
+
+def flat(group: Group) -> bool:
+    """Whether all rewards of the group are equal, exactly: it then teaches nothing."""
+    return len({verdict.total for verdict in group.verdicts}) == 1
 
 
 class Updates(Protocol):
@@ -107,21 +158,33 @@ class Updates(Protocol):
     def with_old_logprobs(self, sequences: list[Sequence]) -> list[Sequence]: ...
 
 
-def learn(learner: Updates, config: Config, groups: list[Group]) -> dict[str, float]:
-    """The optimizer steps of one sampling batch; metrics are means over them."""
-    sequences = sequences_of(groups)
-    size = config.completions_per_update
+def learn(
+    learner: Updates, config: Config, groups: list[Group], values: OptimalValues | None = None
+) -> dict[str, float]:
+    """The optimizer steps of one sampling batch; metrics are means over them, policy/updates their number.
+
+    Of updates that filtering left empty only these counts exist. Several updates are off-policy after
+    the first, so pi_old is computed for all of them before it.
+    """
+    sequences = sequences_of(groups, config.learner, values)
     if config.updates_per_batch > 1:
         sequences = learner.with_old_logprobs(sequences)
-    starts = range(0, len(sequences), size)
-    updates = [learner.update(sequences[first : first + size], on_policy=first == 0) for first in starts]
-    means = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
+    batches = update_batches(sequences, config.completions_per_update, config.learner.tokens_per_update)
+    updates: list[dict[str, float]] = []
+    for batch in batches * config.learner.epochs_per_batch:
+        updates.append(learner.update(batch, on_policy=not any(update["policy/updates"] for update in updates)))
+    made = [update for update in updates if update["policy/updates"]]
+    told = made or updates
+    means = {name: float(np.mean([update[name] for update in told])) for name in told[0]}
     # Later updates of a batch are off-policy: only the first compares like with like.
-    return {**means, **{name: value for name, value in updates[0].items() if name.startswith("rollout/")}}
+    means |= {name: value for name, value in told[0].items() if name.startswith("rollout/")}
+    filtered = float(np.mean([update["policy/filtered"] for update in updates]))
+    return means | {"policy/updates": float(len(made)), "policy/filtered": filtered}
 
 
 def sample_request(config: Config) -> SampleRequest:
-    sampling = Sampling(config.rollout.temperature, config.rollout.max_completion_tokens)
+    rollout = config.rollout
+    sampling = Sampling(rollout.temperature, rollout.max_completion_tokens, rollout.top_k, rollout.top_p)
     return SampleRequest(config.rollout.completions_per_prompt, sampling, config.training.seed)
 
 
@@ -147,7 +210,15 @@ def record(run: Run, step: int, metrics: Mapping[str, float]) -> None:
 
 def loop_state(run: Run, step: int) -> LoopState:
     cluster, learner = run.config.cluster, run.config.learner
-    return LoopState(step, run.sampler.cursor, run.version, cluster.learner_ranks, learner.zero_stage)
+    return LoopState(
+        step=step,
+        cursor=run.sampler.cursor,
+        version=run.version,
+        learner_ranks=cluster.learner_ranks,
+        zero_stage=learner.zero_stage,
+        reference=run.references.current,
+        rewards_since_reset=tuple(run.resets.rewards),
+    )
 
 
 def check_verdicts(groups: list[Group], limit: float) -> None:

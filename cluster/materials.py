@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from configs.errors import UsageError
 from configs.schema import BUILT_IN_MODEL, Config
+from data.demonstrations import with_demonstrations, work_out
 from data.errors import DatasetError
 from data.problems import check_golds, load_problems, split_held_out
 from data.prompts import render_all
@@ -24,7 +25,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Materials:
-    """model_path: a Hugging Face folder; train and held_out: rendered prompts, disjoint by id."""
+    """model_path: a Hugging Face folder; train and held_out: rendered prompts, disjoint by id.
+
+    For supervised fine-tuning the training prompts carry their demonstrations.
+    """
 
     model_path: Path
     train: list[Prompt]
@@ -56,7 +60,10 @@ def _problems(config: Config) -> tuple[list[Problem], list[Problem]]:
         operands=data.operands,
         digits=data.digits,
         operators=data.operators,
+        demonstration_column=data.demonstration_column if config.learner.supervised else None,
     )
+    if config.learner.supervised and data.generated:
+        problems = work_out(problems, config.rewards.reasoning_tag, config.rewards.answer_tag)
     check_golds(problems, parse_gold)
     train, held_out = split_held_out(problems, data.held_out_problems, config.training.seed)
     return train[: data.train_problems], held_out
@@ -96,5 +103,11 @@ def _render(config: Config, model_path: Path, train: list[Problem], held_out: li
         note = f", {dropped} dropped as longer than data.max_prompt_tokens" if dropped else ""
         say(f"{len(prompts)} {name} prompts{note}")
         rendered[name] = prompts
-    say(f"first prompt: {tokenizer.decode(rendered['training'][0].token_ids)!r}")
-    return Materials(model_path, rendered["training"], rendered["held-out"])
+    training = rendered["training"]
+    say(f"first prompt: {tokenizer.decode(training[0].token_ids)!r}")
+    if config.learner.supervised:
+        training, dropped = with_demonstrations(tokenizer, training, config.rollout.max_completion_tokens)
+        note = f", {dropped} dropped as longer than rollout.max_completion_tokens" if dropped else ""
+        say(f"{len(training)} demonstrations{note}")
+        say(f"first demonstration: {tokenizer.decode(training[0].demonstration_ids)!r}")
+    return Materials(model_path, training, rendered["held-out"])

@@ -33,15 +33,21 @@ class Display:
         self.console.print(escape(text))
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line a step: reward, accuracy, tokens per second, seconds per phase."""
-        phases = " ".join(f"{name} {metrics[f'time/{name}']:.2f}" for name in PHASES)
-        line = (
-            f"reward {metrics['reward/mean']:.3f}  correct {metrics['verdict/correct']:.1%}  "
-            f"{metrics['tokens/per_second']:.0f} tokens/s  {phases} s  logp diff {metrics['rollout/logprob_diff']:.1e}"
-        )
-        self.console.print(f"step {step:>4}  {line}")
+        """One line a step: reward and accuracy (supervised: loss), tokens per second, seconds per phase."""
+        sampled = "reward/mean" in metrics
+        name, value = ("reward", metrics["reward/mean"]) if sampled else ("loss", metrics["policy/loss"])
+        phases = " ".join(f"{phase} {metrics[f'time/{phase}']:.2f}" for phase in PHASES if f"time/{phase}" in metrics)
+        parts = [f"{name} {value:.3f}"]
+        if sampled:
+            parts.append(f"correct {metrics['verdict/correct']:.1%}")
+        parts += [f"{metrics['tokens/per_second']:.0f} tokens/s", f"{phases} s"]
+        if not metrics["policy/updates"]:
+            parts.append("no update: all filtered")
+        elif sampled:
+            parts.append(f"logp diff {metrics['rollout/logprob_diff']:.1e}")
+        self.console.print(f"step {step:>4}  {'  '.join(parts)}")
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, line=f"reward {metrics['reward/mean']:.3f}")
+            self._progress.update(self._task, completed=step, line=parts[0])
 
 
 def _progress(console: Console) -> Progress:

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence as ListOf
 from pathlib import Path
 
-from cluster.checkpoints import Checkpoints, load_state, step_of
-from cluster.loop import learn, shuffled
+from cluster.checkpoints import Checkpoints, load_state, state_of, step_of
+from cluster.loop import learn, trained_groups
 from cluster.materials import prepare
+from cluster.optimal_values import optimal_values
 from cluster.placement import free_port, learner_threads
+from cluster.reference import References
 from cluster.run_folder import RunFolder
 from configs.errors import RunError, UsageError
 from configs.loading import load_config
@@ -53,15 +55,18 @@ def replay(folder: Path, step: int) -> tuple[dict[str, float], dict[str, float]]
         raise UsageError(f"{folder} is not a run's folder: it has no config.yaml. Give runs/NAME.")
     run = RunFolder(folder)
     config = load_config(folder / "config.yaml")
+    if config.learner.supervised:
+        raise UsageError(
+            f"{folder} learnt by learner.objective=sft from demonstrations: it has no rollouts to replay. Give the "
+            "folder of an RL run."
+        )
     lines = [line for line in run.read_metrics() if line["step"] == step and "policy/loss" in line]
     if not lines or not run.rollouts(step).is_file():
         raise UsageError(f"{folder} has no metrics or no rollouts of step {step}; it may not have got there.")
     groups = read_groups(run.rollouts(step))
-    if config.rewards.shuffle:
-        groups = shuffled(groups, config.training.seed, step)
     learner = LocalLearner(config, run, step)
     try:
-        return lines[0], learn(learner, config, groups)
+        return lines[0], learn(learner, config, trained_groups(config, groups, step), learner.values)
     finally:
         learner.rank.close()
 
@@ -70,10 +75,12 @@ class LocalLearner:
     """One learner rank in this process, as it stood before a step."""
 
     def __init__(self, config: Config, run: RunFolder, step: int) -> None:
-        initial = prepare(config, lambda _: None).model_path
+        materials = prepare(config, lambda _: None)
+        initial = materials.model_path
         before = run.checkpoints / f"step_{step - 1:06d}"
         if step > 1:
             self._check(config, run, before)
+        references = References(run.references, initial, state_of(before).reference if step > 1 else None)
         options = RankOptions(
             rank=0,
             ranks=1,
@@ -81,9 +88,12 @@ class LocalLearner:
             port=free_port(),
             threads=learner_threads(config),
             model_path=before if step > 1 else initial,
-            reference_path=initial,
+            reference_path=references.path,
             total_updates=config.training.steps * config.updates_per_batch,
         )
+        self.values = None
+        if config.learner.objective == "a_star_po":
+            self.values = optimal_values(config, materials.train, run.optimal_values, None, lambda _: None)
         self.rank = LearnerRank(config, options)
         if step > 1 and config.cluster.learner_ranks == 1:
             self.rank.load_trainer_state(before / "trainer")

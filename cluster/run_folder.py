@@ -21,6 +21,8 @@ class RunFolder:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
+        self.references = path / "references"
+        self.optimal_values = path / "optimal_values.json"
         self.tensorboard = path / "tensorboard"
 
     @classmethod

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from actors.sampling import Sampled, sample_and_verify
 from cluster.checkpoints import Checkpoints, LoopState, load_state
 from cluster.interrupts import Interrupts
-from cluster.loop import Outcome, Run, train_loop
+from cluster.loop import Outcome, Run, sample_request, train_loop, train_step
 from cluster.materials import Materials, prepare
+from cluster.optimal_values import optimal_values
 from cluster.placement import Placement, place
 from cluster.preflight import check_kv_cache
 from cluster.progress import Display
 from cluster.ray_session import ray_session
+from cluster.reference import ReferenceResets, References
 from cluster.run_folder import RunFolder
-from cluster.start import connect_weights, start_actors
+from cluster.start import Actors, connect_weights, start_actors
+from cluster.supervised import supervised_step
 from cluster.tensorboard import TensorBoard
 from configs.errors import UsageError
 from configs.loading import dump_config
 from configs.schema import Config
+from data.hashing import stable_hash
+from data.records import Prompt
 from data.sampler import PromptSampler
+from learner.from_groups import OptimalValues
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,8 @@ def _train(
     state = resumed.state if resumed else LoopState(0, 0, 0, config.cluster.learner_ranks, config.learner.zero_stage)
     display.say(f"starting vLLM and DeepSpeed with {resumed.checkpoint if resumed else materials.model_path}")
     start = resumed.checkpoint if resumed else materials.model_path
-    actors = start_actors(config, placement, start, materials.model_path, state.version)
+    references = References(folder.references, materials.model_path, state.reference)
+    actors = start_actors(config, placement, start, references.path, state.version)
     tensorboard = _tensorboard(config, folder, state.step)
     try:
         if resumed:
@@ -106,6 +114,9 @@ def _train(
             checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep),
             tensorboard=tensorboard,
             display=display,
+            references=references,
+            resets=ReferenceResets(config.learner, state.rewards_since_reset),
+            values=_optimal_values(config, materials, folder, actors, display, state.step),
             version=state.version,
         )
         return _loop(run, state.step)
@@ -115,11 +126,30 @@ def _train(
         actors.stop()
 
 
+def _optimal_values(
+    config: Config, materials: Materials, folder: RunFolder, actors: Actors, display: Display, done: int
+) -> OptimalValues | None:
+    if config.learner.objective != "a_star_po":
+        return None
+    request = replace(
+        sample_request(config),
+        completions=config.learner.a_star_samples,
+        seed=stable_hash("optimal values", config.training.seed),
+    )
+
+    def sample(prompts: list[Prompt]) -> Sampled:
+        return sample_and_verify(actors.rollouts, actors.verifiers, prompts, request, config.rollout.deadline_seconds)
+
+    initial = sample if done == 0 else None
+    return optimal_values(config, materials.train, folder.optimal_values, initial, display.say)
+
+
 def _loop(run: Run, done: int) -> Outcome:
     run.display.start(done, run.config.training.steps)
     try:
         with Interrupts() as interrupts:
-            return train_loop(run, done, interrupts)
+            take_step = supervised_step if run.config.learner.supervised else train_step
+            return train_loop(run, done, interrupts, take_step)
     finally:
         run.display.stop()
 

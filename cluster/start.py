@@ -99,7 +99,8 @@ def _rollout(config: Config, placement: Placement, model_path: Path, version: in
 
 
 def _verifier(config: Config, placement: Placement) -> ActorHandle:
-    return ray.remote(Verifier).options(num_cpus=placement.verifier_cpus).remote(config.rewards)
+    actor = ray.remote(Verifier).options(num_cpus=placement.verifier_cpus)
+    return actor.remote(config.rewards, config.rollout.max_completion_tokens)
 
 
 def _ranks(config: Config, placement: Placement, model_path: Path, reference_path: Path) -> list[ActorHandle]:

@@ -114,20 +114,24 @@ _USES = (
         f"only model.name={BUILT_IN_MODEL} is built and warm-started here",
     ),
     _Use(
+        ("model.lora_alpha",),
+        lambda config: config.model.lora_rank > 0,
+        "model.lora_rank=0 trains all weights, without adapters",
+    ),
+    _Use(
         ("data.operands", "data.digits", "data.operators"),
-        lambda config: config.data.dataset == BUILT_IN_DATASET,
+        lambda config: config.data.generated,
         f"only the problems of data.dataset={BUILT_IN_DATASET} are generated here",
     ),
     _Use(
         ("data.question_column", "data.answer_column"),
-        lambda config: config.data.dataset != BUILT_IN_DATASET,
+        lambda config: not config.data.generated,
         f"the problems of data.dataset={BUILT_IN_DATASET} have no columns",
     ),
     _Use(
         ("data.split",),
         lambda config: (
-            config.data.dataset != BUILT_IN_DATASET
-            and Path(config.data.dataset).suffix not in (".json", ".jsonl", ".parquet")
+            not config.data.generated and Path(config.data.dataset).suffix not in (".json", ".jsonl", ".parquet")
         ),
         "only a hub dataset has splits",
     ),
@@ -135,6 +139,63 @@ _USES = (
         ("learner.min_learning_rate_ratio",),
         lambda config: config.learner.schedule != "constant",
         "learner.schedule=constant never lowers the learning rate",
+    ),
+    _Use(
+        ("learner.kl_estimator",),
+        lambda config: config.learner.kl_coefficient > 0,
+        "learner.kl_coefficient=0 estimates no KL",
+    ),
+    _Use(
+        ("learner.reference_reset_steps", "learner.reset_optimizer"),
+        lambda config: config.learner.reference_reset != "never",
+        "learner.reference_reset=never resets nothing",
+    ),
+    _Use(
+        ("learner.importance_cap",),
+        lambda config: config.learner.importance_correction != "off",
+        "learner.importance_correction=off has nothing to cap",
+    ),
+    _Use(
+        ("learner.a_star_",),
+        lambda config: config.learner.objective == "a_star_po",
+        "only learner.objective=a_star_po asks for it",
+    ),
+    _Use(
+        ("learner.advantage", "learner.clip_", "learner.ratio_cap", "learner.importance_"),
+        lambda config: config.learner.objective != "a_star_po",
+        "learner.objective=a_star_po regresses on rewards and has neither ratio nor group",
+    ),
+    _Use(
+        ("learner.clip_",),
+        lambda config: config.learner.objective != "cispo",
+        "learner.objective=cispo clips no ratio; learner.ratio_cap caps its weight",
+    ),
+    _Use(
+        ("data.demonstration_column",),
+        lambda config: config.learner.supervised and not config.data.generated,
+        f"only learner.objective=sft imitates, and data.dataset={BUILT_IN_DATASET} writes its own demonstrations",
+    ),
+    _Use(
+        ("rewards.overlong_buffer",),
+        lambda config: "overlong" in config.rewards.weights,
+        "only the reward overlong asks for it, and rewards.weights does not name that",
+    ),
+    _Use(
+        (
+            "rewards.max_error_rate",
+            "rollout.completions_per_prompt",
+            "rollout.temperature",
+            "rollout.top_",
+            "rollout.logprob_diff_",
+            "learner.advantage",
+            "learner.mask_truncated",
+            "learner.clip_",
+            "learner.ratio_cap",
+            "learner.importance_",
+            "learner.a_star_",
+        ),
+        lambda config: not config.learner.supervised,
+        "learner.objective=sft imitates demonstrations and samples nothing to learn from",
     ),
 )
 

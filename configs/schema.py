@@ -7,15 +7,18 @@ ever rewritten: a pair of options that contradict each other is an error of the 
 
 from __future__ import annotations
 
-from math import isqrt
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from configs.contradictions import contradictions
 
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 BUILT_IN_MODEL = "tiny-arithmetic"
 BUILT_IN_DATASET = "arithmetic"
@@ -65,6 +68,10 @@ class Model(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Type of the weights in the learner and in vLLM."
     )
+    lora_rank: int = Field(
+        0, ge=0, description="Rank of LoRA adapters on all linear layers but the output head; 0 trains all weights."
+    )
+    lora_alpha: float = Field(32.0, gt=0, description="What adapters add is scaled by lora_alpha / lora_rank.")
     gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass to save memory.")
     cache_dir: str = Field(
         "~/.cache/pocketgrpo",
@@ -85,6 +92,9 @@ class Data(Section):
     split: str = Field("train", min_length=1, description="Split of a hub dataset.")
     question_column: str = Field("question", description="Column with the question.")
     answer_column: str = Field("answer", description="Column with the gold answer.")
+    demonstration_column: str | None = Field(
+        None, description="Column with the completion that learner.objective=sft imitates; `arithmetic` writes its own."
+    )
     train_problems: int = Field(4096, ge=1, description="Training problems to generate or keep.")
     held_out_problems: int = Field(512, ge=1, description="Problems kept apart for evaluation, disjoint by hash.")
     operands: int = Field(2, ge=2, le=5, description="Numbers in a generated problem.")
@@ -93,6 +103,11 @@ class Data(Section):
     system_prompt: str | None = Field(None, description="System message; none if empty.")
     user_prompt: str = Field("{question}", description="User message; {question} stands for the question.")
     max_prompt_tokens: int = Field(64, ge=1, description="Longer prompts are dropped, counted and said.")
+
+    @property
+    def generated(self) -> bool:
+        """Whether the problems are made here."""
+        return self.dataset == BUILT_IN_DATASET
 
     @model_validator(mode="after")
     def _question_is_placed(self) -> Self:
@@ -105,7 +120,7 @@ class Data(Section):
         """An upper bound: the generator may know fewer, and then says so itself."""
         possible = (10**self.digits) ** self.operands * len(set(self.operators)) ** (self.operands - 1)
         wanted = self.train_problems + self.held_out_problems
-        if self.dataset == BUILT_IN_DATASET and wanted > possible:
+        if self.generated and wanted > possible:
             raise ValueError(
                 f"data.train_problems={self.train_problems} and data.held_out_problems="
                 f"{self.held_out_problems} ask for {wanted} different problems, but data.operands="
@@ -122,6 +137,12 @@ class Rewards(Section):
         default_factory=lambda: {"accuracy": 1.0, "format": 0.2},
         description="Reward functions by registered name, with their weights in the total; "
         "a weight of 0 measures without rewarding.",
+    )
+    overlong_buffer: int = Field(
+        8,
+        ge=1,
+        description="DAPO's soft penalty, the reward `overlong`: over the last so many tokens of "
+        "rollout.max_completion_tokens it falls from 0 to -1.",
     )
     reasoning_tag: str = Field("think", pattern=r"^\w+$", description="Tag around the reasoning.")
     answer_tag: str = Field("answer", pattern=r"^\w+$", description="Tag around the answer.")
@@ -156,11 +177,21 @@ class Rollout(Section):
     """Sampling with vLLM."""
 
     prompts_per_batch: int = Field(32, ge=1, description="Prompts of one sampling batch.")
-    completions_per_prompt: int = Field(8, ge=2, description="Completions of a prompt: the group size G.")
+    completions_per_prompt: int = Field(8, ge=1, description="Completions of a prompt: the group size G.")
     temperature: float = Field(
         1.0, gt=0, description="Sampling temperature; the learner's logits are divided by it too."
     )
+    top_k: int = Field(
+        0, ge=0, description="Sample from the k likeliest tokens, and learn with their log-probs; 0: all."
+    )
+    top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that make up this probability.")
     max_completion_tokens: int = Field(32, ge=1, description="Longest completion; longer ones are truncated.")
+    refill_rounds: int = Field(
+        0,
+        ge=0,
+        description="DAPO's dynamic sampling: groups of equal rewards are replaced by those of new prompts, in at "
+        "most so many further rounds; 0 is off.",
+    )
     kv_cache_mb: int = Field(256, ge=1, description="Memory of a worker's KV cache, in MiB.")
     max_running: int = Field(256, ge=1, description="Completions a worker decodes at the same time.")
     block_size: int = Field(32, ge=8, description="Tokens of one KV-cache block, a power of two.")
@@ -184,7 +215,12 @@ class Rollout(Section):
 class Learner(Section):
     """The update: loss, optimizer, DeepSpeed."""
 
-    objective: Literal["grpo"] = Field("grpo", description="Loss: grpo is the mean over sequences.")
+    objective: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo", "a_star_po", "sft"] = Field(
+        "grpo",
+        description="Loss: grpo is a mean over sequences, dr_grpo over a constant, dapo over tokens; gspo clips a "
+        "ratio per sequence, cispo caps a weight per token, a_star_po regresses on the optimal advantage, sft "
+        "imitates demonstrations.",
+    )
     learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Learning rate after the warm-up: kept, or lowered to the floor."
@@ -208,11 +244,61 @@ class Learner(Section):
     completions_per_update: Count | Literal["auto"] = Field(
         "auto", description="Completions of one optimizer step; auto is the whole sampling batch."
     )
-    clip_low: float = Field(0.2, gt=0, lt=1, description="The ratio is clipped below at 1 - clip_low.")
-    clip_high: float = Field(0.2, gt=0, description="The ratio is clipped above at 1 + clip_high.")
-    kl_coefficient: float = Field(
-        0.0, ge=0, description="Weight of the k3 KL to the initial model; 0 loads no reference."
+    epochs_per_batch: int = Field(1, ge=1, description="Times a sampling batch is gone through.")
+    tokens_per_update: Count | None = Field(
+        None,
+        description="C3PO: completions are taken, in visit order, up to so many completion tokens per optimizer "
+        "step, and the loss is divided by this number; none takes them all.",
     )
+    advantage: Literal["auto", "group_std", "batch_std", "no_std", "leave_one_out"] = Field(
+        "auto",
+        description="Reward minus the group's mean, divided by the standard deviation of the group, of the batch or "
+        "not at all, or minus the mean of the group's others; auto: no_std for dr_grpo, else group_std.",
+    )
+    filter_threshold: float | None = Field(
+        None,
+        ge=0,
+        description="DASH: completions with |advantage| up to this are left out before packing; at 0 the gradient "
+        "stays the same. They leave the KL and the entropy bonus, too. None keeps all.",
+    )
+    mask_truncated: bool = Field(False, description="Leave truncated completions out of the loss.")
+    clip_low: Share | Literal["auto"] = Field(
+        "auto", description="The ratio is clipped below at 1 - clip_low; auto: 0.2, for gspo 3e-4."
+    )
+    clip_high: Positive | Literal["auto"] = Field(
+        "auto", description="The ratio is clipped above at 1 + clip_high; auto: 0.2, for dapo 0.28, for gspo 4e-4."
+    )
+    ratio_cap: Positive | Literal["auto", "none"] = Field(
+        "auto",
+        description="Cap of the ratio where the advantage is negative, and of cispo's weight; auto: 5 for cispo, "
+        "else none.",
+    )
+    importance_correction: Literal["off", "token", "sequence"] = Field(
+        "token",
+        description="Factor pi_old / pi_sampler against a sampler that computes differently or is behind: token "
+        "truncates it at the cap, sequence drops completions over it.",
+    )
+    importance_cap: Positive | Literal["auto"] = Field(
+        "auto", description="Cap of the importance correction; auto: 2 per token, 3 per sequence."
+    )
+    kl_coefficient: float = Field(
+        0.0, ge=0, description="Weight of the KL to the reference policy; 0 loads no reference."
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = Field("k3", description="Estimator of the KL per token.")
+    entropy_coefficient: float = Field(0.0, ge=0, description="Weight of an entropy bonus.")
+    reference_reset: Literal["never", "interval", "plateau"] = Field(
+        "never",
+        description="ProRL: the reference becomes the current policy every reference_reset_steps steps, or when the "
+        "mean reward of so many steps is no better than that of as many before.",
+    )
+    reference_reset_steps: int = Field(200, ge=1, description="Steps between resets, or a plateau's window.")
+    reset_optimizer: bool = Field(False, description="Forget the optimizer's moments at a reset of the reference.")
+    a_star_beta1: float = Field(0.5, gt=0, description="A*-PO: temperature of the optimal value V*.")
+    a_star_beta2: float = Field(1e-3, gt=0, description="A*-PO: KL weight in the regression.")
+    a_star_samples: int = Field(
+        8, ge=1, description="A*-PO: reference completions per problem that estimate V*, sampled before step 1."
+    )
+    packing: bool = Field(True, description="Several completions share a row; off pads each to a row of its own.")
     logprob_chunk_tokens: int = Field(1024, ge=1, description="Tokens whose logits exist at the same time.")
     threads: Count | Literal["auto"] = Field(
         "auto", description="CPU threads of a learner rank; auto shares the cores out evenly."
@@ -227,6 +313,42 @@ class Learner(Section):
                 f"write a whole number such as {round(self.warmup)}, or a share such as 0.1"
             )
         return self
+
+    @property
+    def resolved_clip_low(self) -> float:
+        return {"gspo": 3e-4}.get(self.objective, 0.2) if self.clip_low == "auto" else self.clip_low
+
+    @property
+    def resolved_clip_high(self) -> float:
+        return {"gspo": 4e-4, "dapo": 0.28}.get(self.objective, 0.2) if self.clip_high == "auto" else self.clip_high
+
+    @property
+    def resolved_ratio_cap(self) -> float | None:
+        if self.ratio_cap == "auto":
+            return 5.0 if self.objective == "cispo" else None
+        return None if self.ratio_cap == "none" else self.ratio_cap
+
+    @property
+    def resolved_importance_cap(self) -> float:
+        if self.importance_cap == "auto":
+            return 3.0 if self.importance_correction == "sequence" else 2.0
+        return self.importance_cap
+
+    @property
+    def resolved_advantage(self) -> Literal["group_std", "batch_std", "no_std", "leave_one_out"]:
+        if self.advantage == "auto":
+            return "no_std" if self.objective == "dr_grpo" else "group_std"
+        return self.advantage
+
+    @property
+    def supervised(self) -> bool:
+        """Whether demonstrations are learnt from: nothing is then sampled in training, only in evaluation."""
+        return self.objective == "sft"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a reference policy is loaded."""
+        return self.kl_coefficient > 0 or self.objective == "a_star_po"
 
 
 class Training(Section):
@@ -295,7 +417,9 @@ class Config(Section):
 
     @property
     def completions_per_batch(self) -> int:
-        return self.rollout.prompts_per_batch * self.rollout.completions_per_prompt
+        """Completions that a step learns from; in supervised fine-tuning the one demonstration of each prompt."""
+        each = 1 if self.learner.supervised else self.rollout.completions_per_prompt
+        return self.rollout.prompts_per_batch * each
 
     @property
     def completions_per_update(self) -> int:
@@ -304,7 +428,8 @@ class Config(Section):
 
     @property
     def updates_per_batch(self) -> int:
-        return self.completions_per_batch // self.completions_per_update
+        """Optimizer steps of a sampling batch, if filtering leaves none empty."""
+        return self.learner.epochs_per_batch * (self.completions_per_batch // self.completions_per_update)
 
     @property
     def max_tokens(self) -> int:
@@ -314,46 +439,6 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         """Raises one ValueError with a line for every contradiction, so that all are seen at once."""
-        rules = (_updates_fill_the_batch, _micro_batch_holds_a_completion, _warmup_ends)
-        contradictions = [text for text in (rule(self) for rule in rules) if text]
-        if contradictions:
-            raise ValueError("\n".join(contradictions))
+        if found := contradictions(self):
+            raise ValueError("\n".join(found))
         return self
-
-
-def _updates_fill_the_batch(config: Config) -> str | None:
-    wanted, batch = config.completions_per_update, config.completions_per_batch
-    if batch % wanted == 0:
-        return None
-    divisors = {d for n in range(1, isqrt(batch) + 1) if batch % n == 0 for d in (n, batch // n)}
-    below = max(d for d in divisors if d <= wanted)
-    above = min((d for d in divisors if d >= wanted), default=batch)
-    choices = " or ".join(str(n) for n in sorted({below, above}))
-    return (
-        f"learner.completions_per_update={wanted} does not divide the sampling batch of {batch} completions "
-        f"(rollout.prompts_per_batch={config.rollout.prompts_per_batch} times rollout.completions_per_prompt="
-        f"{config.rollout.completions_per_prompt}); choose {choices}, or auto for the whole batch"
-    )
-
-
-def _micro_batch_holds_a_completion(config: Config) -> str | None:
-    budget = config.learner.tokens_per_micro_batch
-    if config.max_tokens <= budget:
-        return None
-    return (
-        f"learner.tokens_per_micro_batch={budget} cannot hold the longest prompt with its completion, "
-        f"{config.max_tokens} tokens (data.max_prompt_tokens={config.data.max_prompt_tokens} plus "
-        f"rollout.max_completion_tokens={config.rollout.max_completion_tokens}); raise it to at least "
-        f"{config.max_tokens}, or lower the other two"
-    )
-
-
-def _warmup_ends(config: Config) -> str | None:
-    updates = config.training.steps * config.updates_per_batch
-    if config.learner.warmup <= max(updates, 1):
-        return None
-    return (
-        f"learner.warmup={config.learner.warmup:g} optimizer steps is longer than the run of {updates} "
-        f"(training.steps={config.training.steps} times {config.updates_per_batch} per step), so the peak "
-        f"learning rate would never come; lower it, or write a share such as 0.1"
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from logging import CRITICAL
 from pathlib import Path
@@ -33,12 +33,14 @@ def load_problems(
     operands: int = 2,
     digits: int = 2,
     operators: str = "+-",
+    demonstration_column: str | None = None,
 ) -> list[Problem]:
     """The problems of a dataset, in its order, duplicates included.
 
     dataset: "arithmetic", a .jsonl, .json or .parquet file, or a hub name ("owner/name", or
     "owner/name:config"). split counts for the hub; count, seed, operands, digits and operators for
-    "arithmetic" alone: of files and the hub every row is taken.
+    "arithmetic" alone: of files and the hub every row is taken. demonstration_column: read, too, from
+    a file or the hub.
     Raises DatasetError for whatever stands in the way, naming file, row and column.
     """
     if dataset == ARITHMETIC:
@@ -48,7 +50,7 @@ def load_problems(
         rows = _read_file(path)
     else:
         rows = _read_hub(dataset, split)
-    return _problems(rows, dataset, question_column, answer_column)
+    return _problems(rows, dataset, question_column, answer_column, demonstration_column)
 
 
 def check_golds(problems: Sequence[Problem], parse_gold: Callable[[str], object]) -> None:
@@ -151,32 +153,36 @@ def _quiet_datasets() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _problems(rows: Dataset, dataset: str, question_column: str, answer_column: str) -> list[Problem]:
+def _problems(
+    rows: Dataset, dataset: str, question_column: str, answer_column: str, demonstration_column: str | None
+) -> list[Problem]:
     """The rows as problems; a missing column or an empty cell is a DatasetError."""
-    for option, column in (("question_column", question_column), ("answer_column", answer_column)):
-        if column not in rows.column_names:
+    columns = {"question": question_column, "answer": answer_column, "demonstration": demonstration_column}
+    for field, column in columns.items():
+        if column is not None and column not in rows.column_names:
             raise DatasetError(
                 f"The dataset {dataset} has no column {column!r}; it has {', '.join(map(repr, rows.column_names))}. "
-                f"Set data.{option} to the right one of these."
+                f"Set data.{field}_column to the right one of these."
             )
     if len(rows) == 0:
         raise DatasetError(f"The dataset {dataset} has no rows. Choose another data.split or data.dataset.")
-    pairs: Iterable[tuple[object, object]] = zip(rows[question_column], rows[answer_column], strict=True)
-    problems = []
-    for row, (question, answer) in enumerate(pairs, start=1):
-        cells = {question_column: _cell(question), answer_column: _cell(answer)}
-        for column, text in cells.items():
-            if not text:
-                raise DatasetError(
-                    f"Row {row} of the dataset {dataset} has an empty {column!r}. Fill it in or remove the row."
-                )
-        text = cells[question_column]
-        problems.append(Problem(id=question_id(text), question=text, answer=cells[answer_column]))
-    return problems
+    read = {field: _cells(rows, dataset, column) for field, column in columns.items() if column is not None}
+    demonstrations = read.get("demonstration", [None] * len(rows))
+    return [
+        Problem(question_id(question.strip()), question.strip(), answer.strip(), demonstration)
+        for question, answer, demonstration in zip(read["question"], read["answer"], demonstrations, strict=True)
+    ]
 
 
-def _cell(value: object) -> str:
-    return "" if value is None else str(value).strip()
+def _cells(rows: Dataset, dataset: str, column: str) -> list[str]:
+    """A column as text, one cell a row."""
+    cells = ["" if value is None else str(value) for value in rows[column]]
+    for row, cell in enumerate(cells, start=1):
+        if not cell.strip():
+            raise DatasetError(
+                f"Row {row} of the dataset {dataset} has an empty {column!r}. Fill it in or remove the row."
+            )
+    return cells
 
 
 def _is_blank(path: Path) -> bool:

@@ -13,20 +13,28 @@ OUTCOMES: tuple[Outcome, ...] = ("correct", "wrong", "unparsable", "timeout", "e
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its gold answer. `id` is a hash of the question's text."""
+    """One question with its gold answer. `id` is a hash of the question's text.
+
+    demonstration: a completion's text to imitate; only supervised fine-tuning asks for it.
+    """
 
     id: str
     question: str
     answer: str
+    demonstration: str | None = None
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A problem rendered to token ids. `visit` counts the prompts handed out since the run began."""
+    """A problem rendered to token ids. `visit` counts the prompts handed out since the run began.
+
+    demonstration_ids: the demonstration, EOS included; empty but for supervised fine-tuning.
+    """
 
     visit: int
     problem: Problem
     token_ids: tuple[int, ...]
+    demonstration_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

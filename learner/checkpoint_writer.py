@@ -41,6 +41,12 @@ class BackgroundWriter:
             self._failure = error
 
 
+def write_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file that others may read, which safetensors itself makes readable to its owner alone."""
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)
+
+
 def write_model(folder: Path, weights: dict[str, torch.Tensor], configs: list[Any], tokenizer: Any) -> None:
     """A Hugging Face model folder, as transformers and vLLM open it.
 
@@ -48,8 +54,7 @@ def write_model(folder: Path, weights: dict[str, torch.Tensor], configs: list[An
     checkpoint generates many times slower.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it readable to its owner alone
+    write_tensors(weights, folder / "model.safetensors")
     for config in configs:
         config.use_cache = True
         config.save_pretrained(folder)

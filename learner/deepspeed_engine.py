@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from configs.schema import Config
+from learner.lora import FOLDER, add_adapters
 from learner.optimizers import build_optimizer
-from learner.policy import load_policy
+from learner.policy import Policy, load_policy
 
 
 def join_process_group(rank: int, ranks: int, address: str, port: int, deadline_seconds: float) -> None:
@@ -40,14 +41,15 @@ def join_process_group(rank: int, ranks: int, address: str, port: int, deadline_
     )
 
 
-def build_engine(config: Config, model_path: Path) -> Any:
-    """The DeepSpeed engine around the policy. Default path: nothing is compiled."""
+def build_engine(config: Config, model_path: Path, base_path: Path) -> Any:
+    """The DeepSpeed engine around the policy. Default path: nothing is compiled.
+
+    base_path: with LoRA, the model under the adapters; model_path is then the same or a checkpoint.
+    """
     import deepspeed
 
     learner = config.learner
-    policy = load_policy(
-        model_path, config.model.dtype, learner.logprob_chunk_tokens, config.model.gradient_checkpointing
-    )
+    policy = _load_policy(config, model_path, base_path)
     engine, *_ = deepspeed.initialize(
         model=policy,
         optimizer=build_optimizer(policy, learner),
@@ -66,6 +68,23 @@ def build_engine(config: Config, model_path: Path) -> Any:
     if learner.zero_stage == 0:
         _keep_grad_norm(engine)
     return engine
+
+
+def _load_policy(config: Config, model_path: Path, base_path: Path) -> Policy:
+    lora = config.model.lora_rank > 0
+    policy = load_policy(
+        base_path if lora else model_path,
+        config.model.dtype,
+        config.learner.logprob_chunk_tokens,
+        config.model.gradient_checkpointing,
+        entropy_gradient=config.learner.entropy_coefficient > 0,
+    )
+    if lora:
+        model = config.model
+        policy.adapters = add_adapters(policy.model, model.lora_rank, model.lora_alpha, config.training.seed, base_path)
+        if model_path != base_path:
+            policy.adapters.load(model_path / FOLDER)
+    return policy
 
 
 def _keep_grad_norm(engine: Any) -> None:

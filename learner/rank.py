@@ -22,15 +22,17 @@ from transformers import AutoTokenizer
 from configs.errors import RunError
 from configs.schema import Config
 from learner import trainer_state
-from learner.batching import MicroBatch, Sequence, micro_batches
+from learner.batching import MicroBatch, Sequence, kept, micro_batches, token_weights
 from learner.checkpoint_writer import BackgroundWriter, flush_to_disk, write_model
 from learner.collectives import from_rank_0, max_over_ranks, sum_over_ranks
 from learner.deepspeed_engine import build_engine, gathered, join_process_group, whole_shape
-from learner.objectives import Clip, LossInputs, grpo
-from learner.policy import Policy, load_policy
+from learner.lora import FOLDER
+from learner.objectives import OBJECTIVES, LossInputs, loss_options, total_loss
+from learner.policy import Policy, SampledFrom, load_policy
 from learner.schedule import learning_rate
 
 Parameters = dict[str, tuple[tuple[int, ...], torch.dtype]]
+Tensors = dict[str, torch.Tensor]
 NamedTensors = list[tuple[str, torch.Tensor]]
 
 
@@ -46,7 +48,8 @@ class Sender(Protocol):
 class RankOptions:
     """Where this rank stands and what it loads.
 
-    reference_path: the initial model, for the KL. total_updates: optimizer steps of the whole run.
+    reference_path: the reference policy, for the KL; with LoRA, the base under the adapters, and
+    model_path is then the same or a checkpoint. total_updates: optimizer steps of the whole run.
     """
 
     rank: int
@@ -71,9 +74,14 @@ class LearnerRank:
         self.version = 0
         deadline = config.learner.deadline_seconds
         join_process_group(options.rank, options.ranks, options.address, options.port, deadline)
-        self._engine = build_engine(config, options.model_path)
+        self._engine = build_engine(config, options.model_path, options.reference_path)
         self._policy: Policy = self._engine.module
-        self._reference = self._load_reference() if config.learner.kl_coefficient > 0 else None
+        self._loss_options = loss_options(config.learner)
+        rollout = config.rollout
+        self._sampled_from = SampledFrom(rollout.temperature, rollout.top_k, rollout.top_p)
+        if config.learner.supervised:  # demonstrations were not sampled: the likelihood is the model's own
+            self._sampled_from = SampledFrom()
+        self._reference = self._load_reference(options.reference_path) if config.learner.needs_reference else None
         self._sender: Sender | None = None
         self._buckets: list[list[str]] = []
         self._writer = BackgroundWriter()
@@ -88,35 +96,49 @@ class LearnerRank:
         """One optimizer step on an update batch; returns its metrics, the same on every rank.
 
         on_policy: the sequences were sampled with just these weights, so the sampler's log-probs must
-        equal ours; if they do not, the run stops before the weights change.
+        equal ours; if they do not, the run stops before the weights change. If filtering leaves nothing
+        there is no step: version and learning rate stand still.
         """
+        weights = self._token_weights(sequences)
+        indices = kept(sequences, weights, self.config.learner.filter_threshold)
+        counts = {"policy/filtered": 1.0 - len(indices) / len(sequences), "policy/updates": float(bool(indices))}
+        if not indices:
+            return counts
         rate = learning_rate(self.config.learner, self.version, self.options.total_updates)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
-        totals = self._accumulate(sequences)
+        totals = self._accumulate(self._micro_batches(sequences, weights, indices))
         self._check(totals, on_policy)
         self._engine.step()
         grad_norm = self._grad_norm()
         self.version += 1
-        return {
+        tokens = totals["tokens"]
+        return counts | {
             "policy/loss": totals["loss"],
-            "policy/entropy": totals["entropy"] / totals["tokens"],
-            "policy/clip_fraction": totals["clipped"] / totals["tokens"],
-            "policy/kl": totals.get("kl", 0.0),
+            "policy/entropy": totals["entropy"] / tokens,
+            "policy/clip_fraction": totals["clipped"] / tokens,
+            "policy/importance_cut": totals.get("importance_cut", 0.0) / tokens,
+            "policy/kl": totals.get("kl", 0.0) / tokens,
             "policy/grad_norm": grad_norm,
             "policy/learning_rate": rate,
-            "rollout/logprob_diff": totals["diff"] / totals["tokens"],
+            "rollout/logprob_diff": totals["diff"] / tokens,
             "rollout/logprob_diff_max": totals["diff_max"],
-            "tokens/trained": totals["tokens"],
+            "tokens/trained": tokens,
         }
 
-    def _accumulate(self, sequences: ListOf[Sequence]) -> dict[str, float]:
+    def _token_weights(self, sequences: ListOf[Sequence]) -> list[float]:
+        learner = self.config.learner
+        denominator = OBJECTIVES[learner.objective].denominator
+        constant = self.config.rollout.max_completion_tokens if denominator == "constant" else learner.tokens_per_update
+        return token_weights(sequences, denominator, float(constant or 0), learner.mask_truncated)
+
+    def _accumulate(self, batches: ListOf[MicroBatch]) -> dict[str, float]:
         """Forward and backward of every micro-batch; the sums of its statistics over all ranks."""
         sums: dict[str, float] = {}
         worst = 0.0
-        for batch in self._micro_batches(sequences):
+        for batch in batches:
             loss, statistics, diff_max = self._loss(batch)
-            # DeepSpeed averages gradients over ranks; the weights already sum to 1 over all of them.
+            # DeepSpeed averages gradients over ranks; the weights already add up over all of them.
             self._engine.backward(loss * self.options.ranks, scale_wrt_gas=False)
             for name, value in statistics.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
@@ -124,29 +146,34 @@ class LearnerRank:
         return {**sum_over_ranks(sums), "diff_max": max_over_ranks(worst)}
 
     def _loss(self, batch: MicroBatch) -> tuple[torch.Tensor, dict[str, Any], float]:
-        logprobs, entropy = self._forward(self._engine, batch)
-        reference = None
-        if self._reference is not None:
-            with torch.no_grad():
-                reference, _ = self._forward(self._reference, batch)
-        learner = self.config.learner
+        reference_logprobs = self._reference_logprobs(batch)  # first: nothing may come between forward and backward
+        logprobs, entropies = self._forward(self._engine, batch)
         inputs = LossInputs(
             logprobs=logprobs,
             old_logprobs=logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs,
-            reference_logprobs=reference,
+            sampler_logprobs=batch.sampler_logprobs,
+            reference_logprobs=reference_logprobs,
+            entropies=entropies,
             advantages=batch.advantages,
             weights=batch.weights,
+            sequence=batch.sequence,
         )
-        loss, statistics = grpo(inputs, Clip(learner.clip_low, learner.clip_high), learner.kl_coefficient)
+        loss, statistics = total_loss(inputs, self._loss_options)
         real = batch.sequence >= 0
         diff = (logprobs.detach() - batch.sampler_logprobs).abs()[real]
         statistics |= {
             "loss": loss.detach(),
-            "entropy": entropy[real].sum(),
+            "entropy": entropies.detach()[real].sum(),
             "diff": diff.sum(),
             "tokens": real.sum(),
         }
         return loss, statistics, float(diff.max()) if len(diff) else 0.0
+
+    def _reference_logprobs(self, batch: MicroBatch) -> torch.Tensor | None:
+        if self._reference is None:
+            return None
+        with torch.no_grad(), self._policy.adapters.disabled():
+            return self._forward(self._reference, batch)[0]
 
     def _check(self, totals: dict[str, float], on_policy: bool) -> None:
         """Stop, before the step, on a loss that is no number or weights that did not arrive."""
@@ -178,26 +205,50 @@ class LearnerRank:
         return norm
 
     def logprobs(self, sequences: ListOf[Sequence]) -> list[tuple[int, np.ndarray]]:
-        """(index, log-probs float32 [C]) of this rank's share of the sequences, without gradient."""
+        """(index, log-probs float32 [C]) of this rank's share of what will be trained on, without gradient."""
+        weights = self._token_weights(sequences)
+        indices = kept(sequences, weights, self.config.learner.filter_threshold)
         answers = []
         with torch.no_grad():
-            for batch in self._micro_batches(sequences):
+            for batch in self._micro_batches(sequences, weights, indices):
                 values, _ = self._forward(self._engine, batch)
                 for index in torch.unique(batch.sequence[batch.sequence >= 0]).tolist():
                     answers.append((index, values[batch.sequence == index].numpy()))
         return answers
 
-    def _micro_batches(self, sequences: ListOf[Sequence]) -> list[MicroBatch]:
-        budget = self.config.learner.tokens_per_micro_batch
-        return micro_batches(sequences, budget, self.options.rank, self.options.ranks)
+    def reset_reference(self, folder: Path) -> None:
+        """Write the policy to `folder`, make it the reference and, if asked for, forget the optimizer's moments."""
+        weights = self.whole_weights()
+        if self.options.rank == 0:
+            self._write_model(folder, weights)
+            flush_to_disk(folder)
+        from_rank_0(None)  # the others read what rank 0 has written
+        self._reference = self._load_reference(folder)
+        if self.config.learner.reset_optimizer:
+            self._engine.basic_optimizer.state.clear()
+
+    def _micro_batches(
+        self, sequences: ListOf[Sequence], weights: ListOf[float], indices: ListOf[int]
+    ) -> list[MicroBatch]:
+        learner = self.config.learner
+        return micro_batches(
+            sequences,
+            weights,
+            indices,
+            budget=learner.tokens_per_micro_batch,
+            packing=learner.packing,
+            rank=self.options.rank,
+            ranks=self.options.ranks,
+        )
 
     def _forward(self, module: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        temperature = self.config.rollout.temperature
-        return module(batch.input_ids, batch.rows, batch.positions, batch.targets, temperature)
+        return module(batch.input_ids, batch.position_ids, batch.rows, batch.columns, batch.targets, self._sampled_from)
 
-    def _load_reference(self) -> Policy:
-        learner = self.config.learner
-        policy = load_policy(self.options.reference_path, self.config.model.dtype, learner.logprob_chunk_tokens, False)
+    def _load_reference(self, path: Path) -> Any:
+        """A forward-only copy; with LoRA none is loaded, as the policy under disabled adapters is the reference."""
+        if self._policy.adapters:
+            return self._engine
+        policy = load_policy(path, self.config.model.dtype, self.config.learner.logprob_chunk_tokens, False)
         return policy.requires_grad_(False)
 
     # -- weights out ------------------------------------------------------------------------------
@@ -221,12 +272,12 @@ class LearnerRank:
                 pass
 
     def _gathered(self, buckets: list[list[str]]) -> Iterator[NamedTensors]:
-        """Whole tensors, bucket by bucket; under ZeRO-3 gathered on every rank, then let go again."""
-        weights = self._policy.named_weights()
+        """Whole tensors, adapters merged, bucket by bucket; under ZeRO-3 gathered on every rank, then let go again."""
+        weights, adapters = self._policy.named_weights(), self._policy.adapters
         for names in buckets:
-            held = [weights[name] for name in names]
+            held = [part for name in names for part in (weights[name], *adapters.parts(name))]
             with gathered(held, self.config.learner.zero_stage):
-                yield [(name, weights[name].data) for name in names]
+                yield [(name, adapters.merged(name, weights[name].data)) for name in names]
 
     # -- checkpoints ------------------------------------------------------------------------------
 
@@ -238,25 +289,38 @@ class LearnerRank:
                 copies |= {name: tensor.clone() for name, tensor in bucket}
         return copies
 
+    def _whole_adapters(self) -> dict[str, torch.Tensor]:
+        """The same for the adapters, named as in peft's files."""
+        parts = self._policy.adapters.named_parameters()
+        with gathered(list(parts.values()), self.config.learner.zero_stage):
+            return {name: p.detach().clone() for name, p in parts.items()} if self.options.rank == 0 else {}
+
     def begin_save(self, folder: Path) -> None:
         """Copy this rank's state in memory and write it in the background: trainer state of every rank,
         and from rank 0 the model as a Hugging Face folder."""
-        weights = self.whole_weights()
+        weights, adapters = self.whole_weights(), self._whole_adapters()
         tensors, scalars = trainer_state.snapshot(self._engine)
         scalars["version"] = self.version
-        self._writer.start(lambda: self._write(folder, weights, tensors, scalars))
+        self._writer.start(lambda: self._write(folder, weights, adapters, tensors, scalars))
 
     def saved(self, wait: bool) -> bool:
         """Whether the last save is on disk; raises what kept it from there."""
         return self._writer.done(wait)
 
-    def _write(self, folder: Path, weights: dict[str, Any], tensors: dict[str, Any], scalars: dict[str, Any]) -> None:
-        model = self._policy.model
+    def _write(
+        self, folder: Path, weights: Tensors, adapters: Tensors, tensors: Tensors, scalars: dict[str, Any]
+    ) -> None:
         if self.options.rank == 0:
-            tokenizer = AutoTokenizer.from_pretrained(self.options.model_path)
-            write_model(folder, weights, [model.config, model.generation_config], tokenizer)
+            self._write_model(folder, weights)
+        if adapters:
+            self._policy.adapters.write(folder / FOLDER, adapters)
         trainer_state.write(folder / "trainer", self.options.rank, tensors, scalars)
         flush_to_disk(folder)
+
+    def _write_model(self, folder: Path, weights: dict[str, Any]) -> None:
+        model = self._policy.model
+        tokenizer = AutoTokenizer.from_pretrained(self.options.model_path)
+        write_model(folder, weights, [model.config, model.generation_config], tokenizer)
 
     def load_trainer_state(self, folder: Path) -> None:
         """Put back what `begin_save` wrote; the engine was built from the same checkpoint's weights."""
@@ -272,6 +336,6 @@ class LearnerRank:
 
 
 def with_old_logprobs(sequences: ListOf[Sequence], answers: list[tuple[int, np.ndarray]]) -> list[Sequence]:
-    """The sequences with pi_old filled in from the answers of all ranks to `logprobs`."""
+    """The sequences, those that will be trained on with the pi_old that the ranks answered to `logprobs`."""
     old = dict(answers)
-    return [replace(s, old_logprobs=old[i]) for i, s in enumerate(sequences)]
+    return [replace(s, old_logprobs=old.get(i)) for i, s in enumerate(sequences)]

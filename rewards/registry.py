@@ -24,16 +24,27 @@ class Tags:
 
 
 @dataclass(frozen=True)
+class Length:
+    """How long a completion is: `tokens`, EOS included, of at most `limit`, the last `buffer` of them unwelcome."""
+
+    tokens: int
+    limit: int
+    buffer: int
+
+
+@dataclass(frozen=True)
 class Case:
     """One completion's text to be scored against the gold answer of its problem.
 
-    strict: only a tagged or boxed answer counts, never the last number of the text.
+    strict: only a tagged or boxed answer counts, never the last number of the text. length: None where
+    a text was not sampled; the judgement does not look at it.
     """
 
     text: str
     gold: str
     tags: Tags = field(default_factory=Tags)
     strict: bool = False
+    length: Length | None = None
 
 
 @dataclass(frozen=True)

@@ -251,6 +251,11 @@ def test_a_section_takes_no_value(tmp_path: Path) -> None:
         (["model.warm_start.heads=3"], ("model.warm_start.hidden_size=128", "heads of width 32")),
         (["data.digits=1"], ("4608 different problems", "at most 200")),
         (["data.user_prompt=hello"], ("lacks {question}",)),
+        (["rollout.completions_per_prompt=1"], ("learner.objective=grpo", "at least 2")),
+        (["learner.tokens_per_update=999", "learner.completions_per_update=64"], ("contradicts", "leave one")),
+        (["learner.tokens_per_update=9"], ("rollout.max_completion_tokens=32", "at least 32")),
+        (["learner.objective=a_star_po", "learner.filter_threshold=0"], ("initial policy", "leave it out")),
+        (["learner.reference_reset=interval"], ("no reference to reset", "learner.kl_coefficient")),
     ],
 )
 def test_a_contradiction_names_both_sides_and_the_fix(overrides: list[str], named: tuple[str, ...]) -> None:
@@ -276,6 +281,12 @@ def test_several_contradictions_are_told_together() -> None:
         ["data.dataset=mine.jsonl", "data.split=test"],
         ["data.question_column=q"],
         ["learner.min_learning_rate_ratio=0.1"],
+        ["learner.kl_estimator=k1"],
+        ["learner.reference_reset_steps=10"],
+        ["learner.importance_correction=off", "learner.importance_cap=3"],
+        ["learner.a_star_beta1=0.4"],
+        ["learner.objective=a_star_po", "learner.clip_low=0.1"],
+        ["learner.objective=cispo", "learner.clip_high=0.1"],
     ],
 )
 def test_an_override_without_effect_is_an_error(overrides: list[str]) -> None:

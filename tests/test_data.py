@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.arithmetic import count_distinct, generate, structured_answer, working
+from data.demonstrations import with_demonstrations, work_out
 from data.hashing import question_id
 from data.problems import DatasetError, check_golds, load_problems, split_held_out
 from data.prompts import render, render_all
@@ -146,6 +148,55 @@ def test_jsonl_loads_with_numbers_as_text(tmp_path: Path) -> None:
     name = write_jsonl(tmp_path / "p.jsonl", [{"q": "one?", "a": 1, "more": None}, {"q": "two?", "a": 2, "more": 3}])
     loaded = load_problems(name, question_column="q", answer_column="a")
     assert [(made.question, made.answer) for made in loaded] == [("one?", "1"), ("two?", "2")]
+
+
+def test_a_demonstration_is_read_as_it_stands_and_only_where_asked_for(tmp_path: Path) -> None:
+    name = write_jsonl(tmp_path / "p.jsonl", [{"question": " a ", "answer": "1", "shown": " it is\n1 "}])
+    assert [made.demonstration for made in load_problems(name)] == [None]
+    (made,) = load_problems(name, demonstration_column="shown")
+    assert (made.question, made.answer, made.demonstration) == ("a", "1", " it is\n1 ")
+
+
+def test_a_missing_or_empty_demonstration_is_named(tmp_path: Path) -> None:
+    name = write_jsonl(tmp_path / "p.jsonl", [{**GOOD, "shown": "1"}, {**GOOD, "shown": " "}])
+    with pytest.raises(DatasetError, match=r"Row 2 .* empty 'shown'"):
+        load_problems(name, demonstration_column="shown")
+    with pytest.raises(DatasetError, match=r"no column 'show'; .*'shown'.*data\.demonstration_column"):
+        load_problems(name, demonstration_column="show")
+
+
+def test_a_demonstration_ends_with_eos_and_too_long_ones_are_dropped_and_counted() -> None:
+    shown = ["12", "1234", "12345", ""]
+    asked = [
+        replace(prompt, problem=replace(prompt.problem, demonstration=text))
+        for prompt, text in zip(prompts(4), shown, strict=True)
+    ]
+    kept, dropped = with_demonstrations(TOKENIZER, asked, 5)
+    eos = TOKENIZER.eos_token_id
+    assert [prompt.demonstration_ids for prompt in kept] == [
+        (*TOKENIZER.encode(text), eos) for text in ("12", "1234", "")
+    ]
+    assert [prompt.token_ids for prompt in kept] == [(0,), (1,), (3,)] and dropped == 1
+    with pytest.raises(DatasetError, match=r"All 4 demonstrations .*rollout\.max_completion_tokens=0"):
+        with_demonstrations(TOKENIZER, asked, 0)
+
+
+def test_a_tokenizer_without_eos_cannot_teach_where_to_stop() -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(DatasetError, match="no EOS token"):
+        with_demonstrations(tokenizer, prompts(1), 5)
+
+
+@given(shape=shapes, seed=st.integers(0, 2**32))
+@settings(max_examples=20, deadline=None)
+def test_arithmetic_is_demonstrated_by_its_working_in_the_configured_tags(
+    shape: tuple[int, int, str], seed: int
+) -> None:
+    made = generate(5, seed, *shape)
+    for plain, shown in zip(made, work_out(made, "plan", "result"), strict=True):
+        text = f"<plan>{' '.join(working(plain.question))}</plan><result>{plain.answer}</result>"
+        assert replace(shown, demonstration=None) == plain and shown.demonstration == text
 
 
 def test_parquet_loads(tmp_path: Path) -> None:

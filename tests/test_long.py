@@ -14,7 +14,7 @@ from cluster import weight_receiver
 from configs.loading import load_config
 from learner.pretrained import resolve_model
 from tests.small_run import start, status
-from tests.test_weight_sync import GREEDY, SAMPLED, Rig, difference, healthy, stops_the_run
+from tests.test_weight_sync import GREEDY, SAMPLED, TEMPERED, Rig, difference, healthy, stops_the_run
 
 pytestmark = pytest.mark.long
 
@@ -91,8 +91,8 @@ def test_smollm2_with_new_weights_is_what_transformers_says_and_a_stale_head_sho
     rig.sync(rig.load(old))
     monkeypatch.setattr(weight_receiver.SharedMemoryEngine, "_refresh_tied_head", lambda self: None)
     rig.sync(rig.policy)
-    assert stops_the_run(difference(rig.policy, prompt, rig.sample(prompt, SAMPLED), 0.8))
+    assert stops_the_run(difference(rig.policy, prompt, rig.sample(prompt, SAMPLED), TEMPERED))
 
 
 def healthy_pretrained(rig: Rig, prompt: list[int]) -> bool:
-    return healthy(difference(rig.policy, prompt, rig.sample(prompt, SAMPLED), 0.8))
+    return healthy(difference(rig.policy, prompt, rig.sample(prompt, SAMPLED), TEMPERED))

@@ -134,7 +134,7 @@ def test_vllm_is_known_to_the_engine_and_the_weight_transport_only() -> None:
     assert "actors/engine.py" in importers("vllm")
 
 
-@pytest.mark.parametrize("library", ["deepspeed", "bitsandbytes"])
+@pytest.mark.parametrize("library", ["deepspeed", "bitsandbytes", "peft"])
 def test_a_training_library_is_known_to_one_file(library: str) -> None:
     found = importers(library)
     assert len(found) == 1, found
@@ -192,7 +192,7 @@ def requirements(name: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock"])
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock", "requirements-trl.lock"])
 def test_a_lock_pins_every_entry_once(name: str) -> None:
     entries = requirements(name)
     assert [entry for entry in entries if not re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.+]+", entry)] == []

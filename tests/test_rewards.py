@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 import data.records
 import rewards
+from configs.errors import UsageError
+from configs.loading import load_config
 from rewards.accuracy import _math_verify, _parse, compare, judge, parse_gold, score
 from rewards.extraction import find_answer, last_boxed, last_number
 from rewards.format import well_formed
-from rewards.registry import REWARDS, Case, Judgement, Tags, check_weights, reward, weigh
+from rewards.registry import REWARDS, Case, Judgement, Length, Tags, check_weights, reward, weigh
 
 TAGS = Tags()
 
@@ -212,3 +214,49 @@ def test_a_reward_name_is_taken_once():
 
 def test_outcomes_are_those_of_the_records():
     assert typing.get_args(rewards.Outcome) == data.records.OUTCOMES
+
+
+def overlong(tokens: int, limit: int, buffer: int) -> float:
+    return REWARDS["overlong"](Case("", "7", length=Length(tokens, limit, buffer)), Judgement("correct", "7"))
+
+
+limits = st.integers(2, 300).flatmap(lambda limit: st.tuples(st.just(limit), st.integers(1, limit - 1)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(limits)
+def test_overlong_is_zero_up_to_the_buffer_and_falls_evenly_to_minus_one_at_the_limit(limit):
+    longest, buffer = limit
+    free = longest - buffer
+    values = [overlong(tokens, longest, buffer) for tokens in range(longest + 1)]
+    assert set(values[: free + 1]) == {0.0}
+    assert values[free + 1] == pytest.approx(-1 / buffer) and values[longest] == -1.0
+    falls = [before - after for before, after in zip(values[free:-1], values[free + 1 :], strict=True)]
+    assert falls == pytest.approx([1 / buffer] * buffer)
+    assert overlong(longest + 1, longest, buffer) == -1.0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "value"), [(0, 0.0), (16_383, 0.0), (16_384, 0.0), (18_432, -0.5), (20_480, -1.0), (30_000, -1.0)]
+)
+def test_overlong_has_the_values_of_the_papers_own_limits(tokens, value):
+    assert str(overlong(tokens, 20_480, 4_096)) == str(value), "and no -0.0 that would look like a penalty"
+
+
+def test_overlong_is_weighed_beside_the_other_rewards_and_refuses_an_unknown_length():
+    weights = {"accuracy": 1.0, "overlong": 0.5}
+    case = Case("7", "7", length=Length(tokens=30, limit=32, buffer=8))
+    found = score(case, weights)
+    assert found.rewards == {"accuracy": 1.0, "overlong": -0.75} and found.total == 0.625
+    with pytest.raises(ValueError, match="length in tokens"):
+        score(Case("7", "7"), weights)
+
+
+def test_the_overlong_buffer_must_leave_room_and_is_idle_without_its_reward():
+    rewarded = "rewards.weights.overlong=0.5"
+    assert load_config(None, [rewarded, "rewards.overlong_buffer=31"]).rewards.overlong_buffer == 31
+    with pytest.raises(UsageError, match=r"overlong_buffer=32 .*max_completion_tokens=32"):
+        load_config(None, [rewarded, "rewards.overlong_buffer=32"])
+    with pytest.raises(UsageError, match=r"overlong_buffer=4 would have no effect"):
+        load_config(None, ["rewards.overlong_buffer=4"])
+    load_config(None, ["rollout.max_completion_tokens=4"])  # nobody asks for the buffer

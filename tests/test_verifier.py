@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from actors.verifier import Verifier
+from cluster.loop import flat
 from configs.schema import Rewards
 from data.records import Completion, Group, Problem, Prompt
 from rewards.child import VerifierChild
@@ -53,7 +55,7 @@ def child() -> Iterator[VerifierChild]:
 
 
 def test_verdicts_come_in_the_order_of_the_completions_under_the_configured_tags():
-    verifier = Verifier(Rewards(weights=WEIGHTS, reasoning_tag="plan", answer_tag="result"))
+    verifier = Verifier(Rewards(weights=WEIGHTS, reasoning_tag="plan", answer_tag="result"), max_completion_tokens=32)
     assert verifier.ready() is True
     sampled = group("<plan>3 + 4</plan><result>7</result>", "8", r"\boxed{\frac{14}{2}}", "no idea")
     scored = verifier.score(sampled)
@@ -65,9 +67,24 @@ def test_verdicts_come_in_the_order_of_the_completions_under_the_configured_tags
     assert scored.verdicts[0].rewards == {"accuracy": 1.0, "format": 1.0}
 
 
+def test_the_verifier_counts_a_completions_tokens_for_the_overlong_reward():
+    verifier = Verifier(Rewards(weights={"accuracy": 1.0, "overlong": 0.5}, overlong_buffer=4), max_completion_tokens=8)
+    lengths = (1, 4, 6, 8)
+    sampled = group("7", "7", "7", "7")
+    completions = [
+        replace(each, token_ids=np.zeros(length, np.int32))
+        for each, length in zip(sampled.completions, lengths, strict=True)
+    ]
+    scored = verifier.score(replace(sampled, completions=tuple(completions)))
+    verifier.close()
+    assert [verdict.rewards["overlong"] for verdict in scored.verdicts] == [0.0, 0.0, -0.5, -1.0]
+    assert [verdict.total for verdict in scored.verdicts] == [1.0, 1.0, 0.75, 0.5]
+    assert not flat(scored) and flat(replace(scored, verdicts=scored.verdicts[:2]))
+
+
 def test_the_verifier_refuses_unknown_rewards():
     with pytest.raises(ValueError, match="did you mean 'format'"):
-        Verifier(Rewards(weights={"formats": 1.0}))
+        Verifier(Rewards(weights={"formats": 1.0}), max_completion_tokens=32)
 
 
 def test_time_outs_are_counted_and_survivors_are_scored(child):

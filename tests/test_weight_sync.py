@@ -22,7 +22,7 @@ from configs.schema import Rollout, WarmStart
 from data.records import Completion
 from data.tokenizer import build_tokenizer
 from learner.batching import Sequence, micro_batches
-from learner.policy import Policy, load_policy
+from learner.policy import Policy, SampledFrom, load_policy
 from learner.warm_start import build_llama
 
 MEAN_LIMIT, MAX_LIMIT = Rollout().logprob_diff_mean, Rollout().logprob_diff_max
@@ -30,6 +30,7 @@ FP32_MEAN, FP32_MAX = 1e-5, 1e-3
 PROMPT = [2, *range(8, 20)]
 LONG_PROMPT = [2, *(8 + i % 12 for i in range(79))]
 SAMPLED = Sampling(temperature=0.8, max_completion_tokens=12)
+TEMPERED = SampledFrom(0.8)
 GREEDY = Sampling(temperature=0.0, max_completion_tokens=12)
 
 
@@ -88,11 +89,14 @@ def shapes(policy: Policy) -> Parameters:
     return {name: (tuple(p.shape), p.dtype) for name, p in policy.named_weights().items()}
 
 
-def difference(policy: Policy, prompt: list[int], completions: list[Completion], temperature: float) -> np.ndarray:
+def difference(
+    policy: Policy, prompt: list[int], completions: list[Completion], sampled_from: SampledFrom
+) -> np.ndarray:
     """|vLLM's - the learner's| log-prob of every sampled token: what every run checks after a sync."""
     sequences = [Sequence(np.array(prompt), c.token_ids, c.logprobs, 0.0) for c in completions]
-    (batch,) = micro_batches(sequences, 10**6, 0, 1)
-    logprobs, _ = policy(batch.input_ids, batch.rows, batch.positions, batch.targets, temperature)
+    everyone = list(range(len(sequences)))
+    (batch,) = micro_batches(sequences, [1.0] * len(sequences), everyone, 10**6, packing=True, rank=0, ranks=1)
+    logprobs, _ = policy(batch.input_ids, batch.position_ids, batch.rows, batch.columns, batch.targets, sampled_from)
     return (logprobs - batch.sampler_logprobs).abs().numpy()
 
 
@@ -113,10 +117,10 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_after_a_sync_sampled_logprobs_are_the_learners(rig: Rig) -> None:
     before = rig.sample(PROMPT, SAMPLED)
-    assert stops_the_run(difference(rig.policy, PROMPT, before, 0.8)), "old and new weights must differ visibly"
+    assert stops_the_run(difference(rig.policy, PROMPT, before, TEMPERED)), "old and new weights must differ visibly"
     rig.sync(rig.policy)
     after = rig.sample(PROMPT, SAMPLED)
-    assert healthy(difference(rig.policy, PROMPT, after, 0.8))
+    assert healthy(difference(rig.policy, PROMPT, after, TEMPERED))
     assert {int(version) for completion in after for version in completion.versions} == {rig.engine.version}
 
 
@@ -131,14 +135,25 @@ def test_after_a_sync_greedy_output_is_that_of_transformers(rig: Rig) -> None:
 def test_the_temperature_of_the_sampler_matters(rig: Rig) -> None:
     rig.sync(rig.policy)
     completions = rig.sample(PROMPT, SAMPLED)
-    assert stops_the_run(difference(rig.policy, PROMPT, completions, temperature=1.0))
+    assert stops_the_run(difference(rig.policy, PROMPT, completions, SampledFrom(1.0)))
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(50, 1.0), (0, 0.9), (50, 0.9), (5, 0.5)])
+def test_top_k_and_top_p_log_probs_are_the_learners(rig: Rig, top_k: int, top_p: float) -> None:
+    """At k = 50 of 107 tokens and further; a learner that does not mask, or orders the two otherwise, shows."""
+    rig.sync(rig.policy)
+    completions = rig.sample(PROMPT, Sampling(1.5, 12, top_k, top_p), count=32)
+    assert healthy(difference(rig.policy, PROMPT, completions, SampledFrom(1.5, top_k, top_p)))
+    assert stops_the_run(difference(rig.policy, PROMPT, completions, SampledFrom(1.5)))
+    if top_k and top_p < 1.0:
+        assert stops_the_run(difference(rig.policy, PROMPT, completions, SampledFrom(1.5, top_k)))
 
 
 def test_a_stale_tied_head_stops_the_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.sync(rig.load(rig.old))
     monkeypatch.setattr(weight_receiver.SharedMemoryEngine, "_refresh_tied_head", lambda self: None)
     rig.sync(rig.policy)
-    diff = difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), 0.8)
+    diff = difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), TEMPERED)
     tied = rig.policy.model.config.tie_word_embeddings
     assert stops_the_run(diff) if tied else healthy(diff)
 
@@ -149,12 +164,12 @@ def test_two_swapped_tensors_stop_the_run(rig: Rig) -> None:
         "model.layers.1.self_attn.q_proj.weight": "model.layers.0.self_attn.q_proj.weight",
     }
     rig.sync(rig.policy, lambda tensors: [(swap.get(name, name), tensor) for name, tensor in tensors])
-    assert stops_the_run(difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), 0.8))
+    assert stops_the_run(difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), TEMPERED))
 
 
 def test_stale_weights_stop_the_run(rig: Rig) -> None:
     rig.sync(rig.load(rig.old))
-    assert stops_the_run(difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), 0.8))
+    assert stops_the_run(difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), TEMPERED))
 
 
 def test_old_prefix_blocks_are_not_reused_after_a_sync(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +178,7 @@ def test_old_prefix_blocks_are_not_reused_after_a_sync(rig: Rig, monkeypatch: py
     rig.sample(LONG_PROMPT, SAMPLED)
     assert rig.engine.cached_tokens > before, "the prefix cache must be at work, or this test proves nothing"
     rig.sync(rig.policy)
-    assert healthy(difference(rig.policy, LONG_PROMPT, rig.sample(LONG_PROMPT, SAMPLED), 0.8))
+    assert healthy(difference(rig.policy, LONG_PROMPT, rig.sample(LONG_PROMPT, SAMPLED), TEMPERED))
     # The planted fault: the salt stays what it was.
     rig.sync(rig.load(rig.old))
     rig.sample(LONG_PROMPT, SAMPLED)
@@ -171,7 +186,7 @@ def test_old_prefix_blocks_are_not_reused_after_a_sync(rig: Rig, monkeypatch: py
         fault.setattr(Engine, "set_version", lambda self, version: None)
         rig.sync(rig.policy)
         stale = rig.sample(LONG_PROMPT, SAMPLED)
-    assert stops_the_run(difference(rig.policy, LONG_PROMPT, stale, 0.8))
+    assert stops_the_run(difference(rig.policy, LONG_PROMPT, stale, TEMPERED))
 
 
 def test_weights_change_under_a_running_request_which_finishes(rig: Rig) -> None:
