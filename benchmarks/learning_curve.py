@@ -37,7 +37,7 @@ def draw(out: Path, runs: dict[str, Path]) -> None:
     axes.grid(alpha=0.25)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.plot([], [], color="grey", alpha=0.45, label="of sampled completions, in training")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="best")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(out, dpi=150)
 

@@ -1,0 +1,64 @@
+"""One run of a recipe, by `run_local.py` as a user starts it, and its figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import RESULTS, ROOT
+
+HOUR = 3600.0
+PHASES = ("sample", "verify", "update", "sync", "step")
+
+
+def measure(*settings: str, config: str = "quickstart", deadline_seconds: float = HOUR) -> dict[str, Any]:
+    """Run a recipe with these `section.key=value` settings in a folder that is deleted afterwards; its figures.
+
+    RuntimeError with the end of its output if it fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="pocketgrpo-run-") as folder:
+        command = [sys.executable, str(ROOT / "run_local.py"), "--config", config, *settings]
+        place = [f"training.runs_dir={folder}", "training.name=run", "telemetry.live=off", "checkpoint.every=0"]
+        done = subprocess.run([*command, *place], cwd=ROOT, capture_output=True, text=True, timeout=deadline_seconds)
+        if done.returncode != 0:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"[-4000:])
+        return figures(Path(folder) / "run")
+
+
+def figures(run: Path) -> dict[str, Any]:
+    """What a finished run's metrics say: accuracies with their intervals, seconds by phase, means over its updates."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if "eval/accuracy" in line]
+    steps = [line for line in lines if "time/step" in line]
+    updates = [line for line in steps if "policy/loss" in line]
+    found: dict[str, Any] = {
+        name: [line[f"eval/accuracy{suffix}"] for suffix in ("", "_low", "_high")]
+        for name, line in (("before", evaluations[0]), ("after", evaluations[-1]))
+    }
+    for phase in PHASES:
+        found[f"{phase}_seconds"] = sum(line.get(f"time/{phase}", 0.0) for line in steps)
+    for name in ("policy/clip_fraction", "policy/filtered", "rollout/logprob_diff"):
+        values = [line[name] for line in updates if name in line]
+        if values:
+            found[name] = sum(values) / len(values)
+    found["updates"] = sum(line["policy/updates"] for line in steps)
+    found["tokens_trained"] = sum(line["tokens/trained"] * line["policy/updates"] for line in updates)
+    return found
+
+
+def recorded(name: str) -> list[dict[str, Any]]:
+    """The figures recorded under a name, oldest first."""
+    if not RESULTS.exists():
+        return []
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    return [line["figures"] for line in lines if line["name"] == name]
+
+
+def percent(accuracy: list[float]) -> str:
+    """`99.2 % [98.0, 99.7]` from an accuracy with its interval."""
+    value, low, high = (100 * part for part in accuracy)
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
