@@ -286,8 +286,8 @@ def test_an_ordinary_user_has_the_same_walls(tmp_path):
         if folder.owner() == "root" and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o055)
 
-    def outcome(program: str, tests: str) -> str:
-        case = {"walls": "namespaces", "code": program, "tests": tests, "seconds": 5, "memory_mb": 512}
+    def outcome(program: str, tests: str, walls: Walls = "namespaces") -> str:
+        case = {"walls": walls, "code": program, "tests": tests, "seconds": 5, "memory_mb": 512}
         command = [python, "-I", "-S", "-c", _START, str(tmp_path)]
         done = subprocess.run(
             command, input=json.dumps(case), text=True, capture_output=True, user=65534, group=65534, extra_groups=[]
@@ -303,6 +303,8 @@ def test_an_ordinary_user_has_the_same_walls(tmp_path):
     assert outcome("import os\nwhile True:\n    os.fork()", TESTS) == "wrong"
     assert outcome("open('/proc/1/fd/1', 'w')" + PASS, TESTS) == "wrong", "process 1 is closed to its own user"
     assert outcome("open('/proc/1/environ').read()" + PASS, TESTS) == "wrong"
+    guard = "import os\nopen(f'/proc/{os.getppid()}/environ').read()" + PASS
+    assert outcome(guard, TESTS, "none") == "wrong", "the guard is closed to its own user by itself, walls or not"
     assert outcome("open('/x', 'w')" + PASS, TESTS) == outcome("open('/dev/x', 'w')" + PASS, TESTS) == "wrong"
 
 
