@@ -7,17 +7,13 @@ table grows over several calls; `--table` only prints it, `--again` begins anew.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 from itertools import product
 
-from benchmarks.harness import record
-from benchmarks.recipe_run import measure, percent, recorded
+from benchmarks.recipe_run import grow_table, percent, recorded, run_cell
 
 NAME = "learning table"
 OBJECTIVES = ("grpo", "dr_grpo", "dapo", "gspo", "cispo")
-SEEDS = (42, 7, 11)
 REGIMES: dict[str, tuple[str, ...]] = {
     "on-policy": (),
     "8 updates": ("learner.completions_per_update=64",),
@@ -33,32 +29,16 @@ OWN: dict[tuple[str, str], tuple[str, ...]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the table of what is recorded")
-    parser.add_argument("--again", action="store_true", help="make runs again that are recorded")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="training seeds")
-    given = parser.parse_args(argv)
-    if not given.table:
-        for seed, regime, objective in product(given.seeds, REGIMES, OBJECTIVES):
-            run(objective, regime, seed, given.again)
-    print(table())
-    return 0
-
-
 def settings(objective: str, regime: str, seed: int) -> list[str]:
     own = OWN.get((objective, regime), ())
     return [f"learner.objective={objective}", *REGIMES[regime], *own, f"training.seed={seed}"]
 
 
-def run(objective: str, regime: str, seed: int, again: bool) -> None:
-    """Measure one cell of the table, unless just these settings are recorded."""
-    wanted = settings(objective, regime, seed)
-    if not again and any(line["settings"] == wanted for line in recorded(NAME)):
-        return
-    found = {"objective": objective, "regime": regime, "seed": seed, "settings": wanted, **measure(*wanted)}
-    record(NAME, found)
-    print(objective, regime, seed, percent(found["before"]), "->", percent(found["after"]), flush=True)
+def run_seed(seed: int, again: bool) -> None:
+    """Measure the cells of a training seed."""
+    for regime, objective in product(REGIMES, OBJECTIVES):
+        cell = {"objective": objective, "regime": regime, "seed": seed}
+        run_cell(NAME, cell, settings(objective, regime, seed), again)
 
 
 def table() -> str:
@@ -82,4 +62,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(grow_table(None, __doc__, run_seed, table))

@@ -7,16 +7,11 @@ the table grows over several calls; `--table` only prints it, `--again` begins a
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
-from itertools import product
 
-from benchmarks.harness import record
-from benchmarks.recipe_run import measure, percent, recorded
+from benchmarks.recipe_run import grow_table, percent, recorded, run_cell
 
 NAME = "paper comparisons"
-SEEDS = (42, 7, 11)
 VARIANTS: dict[str, tuple[str, ...]] = {  # a recipe, then settings
     "GRPO, on-policy, no KL": ("quickstart",),
     "with KL 0.04": ("quickstart", "learner.kl_coefficient=0.04"),
@@ -26,28 +21,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # a recipe, then settings
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", action="store_true", help="print the table of what is recorded")
-    parser.add_argument("--again", action="store_true", help="make runs again that are recorded")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="training seeds")
-    given = parser.parse_args(argv)
-    if not given.table:
-        for seed, name in product(given.seeds, VARIANTS):
-            run(name, seed, given.again)
-    print(table())
-    return 0
-
-
-def run(name: str, seed: int, again: bool) -> None:
-    """Measure one cell of the table, unless just these settings are recorded."""
-    recipe, *settings = VARIANTS[name]
-    wanted = [recipe, *settings, "evaluation.every=3", f"training.seed={seed}"]
-    if not again and any(line["settings"] == wanted for line in recorded(NAME)):
-        return
-    found = {"variant": name, "seed": seed, "settings": wanted, **measure(*wanted[1:], config=recipe)}
-    record(NAME, found)
-    print(name, seed, percent(found["before"]), "->", percent(found["after"]), flush=True)
+def run_seed(seed: int, again: bool) -> None:
+    """Measure the cells of a training seed."""
+    for name, settings in VARIANTS.items():
+        cell = {"variant": name, "seed": seed}
+        run_cell(NAME, cell, [*settings, "evaluation.every=3", f"training.seed={seed}"], again)
 
 
 def table() -> str:
@@ -67,4 +45,4 @@ def table() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(grow_table(None, __doc__, run_seed, table))

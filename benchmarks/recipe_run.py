@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS, ROOT
+from benchmarks.harness import RESULTS, ROOT, record
 
 HOUR = 3600.0
+SEEDS = (42, 7, 11)
 PHASES = ("sample", "verify", "update", "sync", "step")
 
 
-def measure(*settings: str, config: str = "quickstart", deadline_seconds: float = HOUR) -> dict[str, Any]:
-    """Run a recipe with these `section.key=value` settings in a folder that is deleted afterwards; its figures.
+def measure(*settings: str, deadline_seconds: float = HOUR) -> dict[str, Any]:
+    """Run a recipe in a folder that is deleted afterwards; its figures. RuntimeError with its last output if it fails.
 
-    RuntimeError with the end of its output if it fails.
+    settings: `section.key=value`; the first may be the recipe's name, else it is the quickstart.
     """
+    if "=" in settings[0]:
+        settings = ("quickstart", *settings)
     with tempfile.TemporaryDirectory(prefix="pocketgrpo-run-") as folder:
-        command = [sys.executable, str(ROOT / "run_local.py"), "--config", config, *settings]
+        command = [sys.executable, str(ROOT / "run_local.py"), "--config", *settings]
         place = [f"training.runs_dir={folder}", "training.name=run", "telemetry.live=off", "checkpoint.every=0"]
         done = subprocess.run([*command, *place], cwd=ROOT, capture_output=True, text=True, timeout=deadline_seconds)
         if done.returncode != 0:
@@ -63,3 +68,28 @@ def percent(accuracy: list[float]) -> str:
     """`99.2 % [98.0, 99.7]` from an accuracy with its interval."""
     value, low, high = (100 * part for part in accuracy)
     return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def grow_table(
+    argv: Sequence[str] | None, about: str | None, run_seed: Callable[[int, bool], None], table: Callable[[], str]
+) -> int:
+    """The command line of a table of runs: `run_seed(seed, again)` for every seed, then the table. Returns 0."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", action="store_true", help="print the table of what is recorded")
+    parser.add_argument("--again", action="store_true", help="make runs again that are recorded")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="training seeds")
+    given = parser.parse_args(argv)
+    if not given.table:
+        for seed in given.seeds:
+            run_seed(seed, given.again)
+    print(table())
+    return 0
+
+
+def run_cell(name: str, cell: dict[str, Any], settings: Sequence[str], again: bool) -> None:
+    """Measure one cell of a table with these settings and record both, unless a run of just these is recorded."""
+    if not again and any(line["settings"] == list(settings) for line in recorded(name)):
+        return
+    found = {**cell, "settings": list(settings), **measure(*settings)}
+    record(name, found)
+    print(*cell.values(), percent(found["before"]), "->", percent(found["after"]), flush=True)

@@ -43,10 +43,11 @@ def curate(config: Config, say: Say) -> tuple[list[Problem], list[Problem]]:
     return [problem for part in first for problem in part], held_out
 
 
-def check_dataset(config: Config) -> None:
+def check_dataset(config: Config, say: Say) -> None:
     """What is wrong with the data block as far as files here can tell: no network, no model. Raises UsageError.
 
-    Datasets and benchmarks on the hub are checked by name; all others are loaded, row by row.
+    Datasets and benchmarks on the hub are checked by name; all others are loaded, row by row, and what is
+    dropped of them is said.
     """
     data = config.data
     directory = _directory(config)
@@ -58,10 +59,11 @@ def check_dataset(config: Config) -> None:
             if directory is not None:
                 find_file(preset, "test", directory)
         if len(here) == len(data.sources) and (directory is not None or not data.decontaminate):
-            curate(config, lambda _: None)
+            train, held_out = curate(config, say)
+            say(f"{len(train):,} training problems, {len(held_out):,} held out")
             return
         for dataset in here:
-            _load(config, dataset, lambda _: None)
+            _load(config, dataset, say)
         if data.pass_rates is not None:
             read_pass_rates(Path(data.pass_rates).expanduser())
     except DatasetError as error:

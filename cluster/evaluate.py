@@ -7,14 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from configs.errors import RunError, UsageError
+from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 
 if TYPE_CHECKING:
     from cluster.materials import Say
     from cluster.subjects import Subject
     from evaluation.command_line import Request
-
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m cluster.evaluate") -> int:

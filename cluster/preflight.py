@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from actors.engine import BLOCK_SIZE
-from cluster.curation import check_dataset
+from cluster.curation import Say, check_dataset
 from configs.errors import UsageError
 from configs.schema import Config
 from rewards import check_weights
@@ -19,13 +19,13 @@ BYTES = {"float32": 4, "bfloat16": 2}
 MIN_FREE_DISK_BYTES = 256 * MIB
 
 
-def check_before_ray(config: Config) -> None:
+def check_before_ray(config: Config, say: Say) -> None:
     """Reward names, the data block, and free disk where the run folder goes. UsageError naming the fix."""
     try:
         check_weights(config.rewards.weights)
     except ValueError as error:
         raise UsageError(f"rewards.weights: {error}") from error
-    check_dataset(config)
+    check_dataset(config, say)
     folder = Path(config.training.runs_dir).expanduser().resolve()
     while not folder.exists():
         folder = folder.parent

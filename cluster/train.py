@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.command_line import Arguments, parse_arguments
-from configs.errors import RunError, UsageError
+from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 from configs.loading import dump_config
-
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m cluster.train") -> int:
@@ -40,7 +38,7 @@ def train(arguments: Arguments) -> int:
     from cluster.progress import Display
 
     display = Display(arguments.config.telemetry.live)
-    check_before_ray(arguments.config)
+    check_before_ray(arguments.config, display.say if arguments.dry_run else lambda _: None)  # a run says it later
     if arguments.dry_run:
         display.say("The config is valid. Nothing was started, as --dry-run asks.")
         return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+FAILURE, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
+
 
 class UsageError(Exception):
     """The user's own mistake (config, model, data, resources). Exit code 2, no traceback."""

@@ -15,6 +15,14 @@ from data.rows import Split
 
 OWN_TASKS = ("train", "held_out")
 MAX_COMPLETION_TOKENS = 2048
+ARGUMENTS = {  # options of a config that training goes by, with what an evaluation has in their place
+    "cluster.rollout_workers": "--workers",
+    "rollout.temperature": "--temperature",
+    "rollout.top_p": "--top-p",
+    "evaluation.temperature": "--temperature",
+    "evaluation.top_p": "--top-p",
+    "evaluation.samples": "--samples",
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,10 @@ def _check(request: Request) -> None:
     own = [name for name in request.tasks if name in OWN_TASKS]
     if own and request.config is None:
         raise UsageError(f"--tasks {own[0]} means the problems of a recipe; name it with --config.")
+    for override in request.overrides:
+        option, _, value = override.partition("=")
+        if option in ARGUMENTS:
+            raise UsageError(f"{option} says how to train; for an evaluation give {ARGUMENTS[option]} {value}.")
     if request.temperature == 0 and request.samples > 1:
         raise UsageError(
             f"--samples {request.samples} at --temperature 0 would give the same greedy completion every time. Take "

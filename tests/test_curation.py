@@ -134,7 +134,7 @@ def test_a_wrong_data_block_is_refused_before_anything_starts(tmp_path: Path, ov
     write(tmp_path / "bad.jsonl", *rows(6), {"question": "Which angle?", "answer": "np.arcsin(10/13)"})
     asked = config(*(override.format(folder=tmp_path) for override in overrides), f"training.runs_dir={tmp_path}")
     with pytest.raises(UsageError, match=said) as caught:
-        check_before_ray(asked)
+        check_before_ray(asked, print)
     assert "\n" not in str(caught.value)
 
 
@@ -146,7 +146,7 @@ def test_what_is_on_the_hub_is_checked_by_name_alone(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     for dataset in ("gsm8k", "math", "open-s1", "open-rs", "deepscaler", "mbpp", "svamp", "owner/name:config"):
-        check_dataset(config(f"data.dataset={dataset}", "data.decontaminate=[math500, gsm8k, aime24]"))
+        check_dataset(config(f"data.dataset={dataset}", "data.decontaminate=[math500, gsm8k, aime24]"), print)
 
 
 def test_programming_tasks_are_checked_as_programs(tmp_path: Path) -> None:
@@ -154,9 +154,9 @@ def test_programming_tasks_are_checked_as_programs(tmp_path: Path) -> None:
     write(tmp_path / "mbpp_train.jsonl", *({**task, "question": f"Double {i}."} for i in range(9)))
     mathematical = config("data.dataset=mbpp", f"data.directory={tmp_path}")
     programs = mathematical.model_copy(update={"rewards": Rewards(weights={"code": 1.0})})
-    check_dataset(programs)
+    check_dataset(programs, print)
     with pytest.raises(UsageError, match=r"mbpp are unit tests, .* names accuracy, format. Name only code there"):
-        check_dataset(mathematical)
+        check_dataset(mathematical, print)
     write(tmp_path / "mbpp_train.jsonl", task, {"question": "Treble.", "answer": ["assert twice(1 =="]})
     with pytest.raises(UsageError, match=r"row 2 .*is no Python program"):
-        check_dataset(programs)
+        check_dataset(programs, print)

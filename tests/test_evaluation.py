@@ -160,6 +160,7 @@ def test_the_command_line_becomes_a_record() -> None:
         (("--temperature", "nan"), "from 0 up"),
         (("--top-p", "1.5"), "at most 1"),
         (("--limits", "3"), "--help"),
+        (("cluster.rollout_workers=4",), "give --workers 4"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_named(more: tuple[str, ...], said: str) -> None:
