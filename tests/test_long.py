@@ -17,6 +17,7 @@ from tests.small_run import start, status
 from tests.test_weight_sync import GREEDY, SAMPLED, TEMPERED, Rig, difference, healthy, stops_the_run
 
 pytestmark = pytest.mark.long
+ENDS = ("", "_low", "_high")  # a figure and its interval
 
 
 def train(*arguments: str) -> None:
@@ -77,10 +78,21 @@ def test_smollm2_learns_sums_and_where_to_put_them(tmp_path: Path) -> None:
         f"{when} {name}{end}": line[f"{name}{end}"]
         for when, line in (("before", first), ("after", last))
         for name in names
-        for end in ("", "_low", "_high")
+        for end in ENDS
     }
     record("smollm2_cpu", figures)
     assert all(last[f"{name}_low"] > first[f"{name}_high"] for name in names), figures
+
+
+@pytest.mark.timeout(7200)
+def test_smollm2_learns_nothing_from_shuffled_rewards(tmp_path: Path) -> None:
+    arguments = ("rewards.shuffle=true", f"training.runs_dir={tmp_path}", "training.name=control")
+    train("--config", "smollm2_cpu", *arguments)
+    lines = curve(tmp_path / "control")
+    names = ("eval/accuracy", "eval/accuracy_strict")
+    figures = {f"{line['step']} {name}{end}": line[f"{name}{end}"] for line in lines for name in names for end in ENDS}
+    record("smollm2_cpu shuffled", figures)
+    assert all(lines[-1][name] <= lines[0][f"{name}_high"] for name in names), figures
 
 
 @pytest.mark.timeout(3600)
