@@ -49,4 +49,4 @@ class RolloutPool:
         self._all([w.weight_transfer.remote(call, arguments) for w in self.workers], call)
 
     def _all(self, references: list[ray.ObjectRef], what: str) -> None:
-        wait_for(references, self._deadline_seconds, f"A rollout worker ({what})", "rollout.deadline_seconds")
+        wait_for(references, self._deadline_seconds, f"A rollout worker ({what})", "cluster.deadline_seconds")

@@ -15,7 +15,7 @@ from actors.waiting import Deadline, late, wait_for
 from configs.errors import RunError
 from data.records import Group, Prompt
 
-OPTION = "rollout.deadline_seconds"
+OPTION = "cluster.deadline_seconds"
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
         rollouts=actors.rollouts,
         verifiers=actors.verifiers,
         request=SampleRequest(request.samples, sampling, stable_hash("evaluation", request.seed)),
-        deadline_seconds=rollout.deadline_seconds,
+        deadline_seconds=config.cluster.deadline_seconds,
         completions_under_way=2 * rollout.max_running * workers,
     )
     try:

@@ -23,7 +23,7 @@ class LearnerGroup:
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """The answers of all ranks, in the order of ranks."""
         references = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
-        return wait_for(references, self._deadline_seconds, f"A learner rank ({method})", "learner.deadline_seconds")
+        return wait_for(references, self._deadline_seconds, f"A learner rank ({method})", "cluster.deadline_seconds")
 
     def update(self, sequences: list[Sequence], on_policy: bool) -> dict[str, float]:
         """One optimizer step on one update batch; its metrics."""

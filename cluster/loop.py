@@ -125,7 +125,7 @@ def sample_batch(run: Run) -> Sampled:
             run.actors.verifiers,
             run.sampler.take(missing),
             sample_request(run.config),
-            rollout.deadline_seconds,
+            run.config.cluster.deadline_seconds,
         )
         missing = rollout.prompts_per_batch - sum(not flat(group) for group in batch.groups)
         if not missing:

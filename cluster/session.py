@@ -139,7 +139,7 @@ def _optimal_values(
     )
 
     def sample(prompts: list[Prompt]) -> Sampled:
-        return sample_and_verify(actors.rollouts, actors.verifiers, prompts, request, config.rollout.deadline_seconds)
+        return sample_and_verify(actors.rollouts, actors.verifiers, prompts, request, config.cluster.deadline_seconds)
 
     shared = RewardFile(beside_dataset(config, materials.model_path))
     return optimal_values(config, materials.train, folder.optimal_values, shared, sample, display.say)

@@ -65,10 +65,10 @@ def _ready(
 ) -> Actors:
     for who, actors in (("rollout worker", rollouts), ("learner rank", ranks), ("verifier", verifiers)):
         references = [actor.ready.remote() for actor in actors]
-        option = "cluster.start_deadline_seconds"
-        wait_for(references, config.cluster.start_deadline_seconds, f"A {who} (starting)", option)
-    pool = RolloutPool(rollouts, config.rollout.deadline_seconds)
-    return Actors(pool, VerifierPool(verifiers), LearnerGroup(ranks, config.learner.deadline_seconds))
+        option = "cluster.deadline_seconds"
+        wait_for(references, config.cluster.deadline_seconds, f"A {who} (starting)", option)
+    pool = RolloutPool(rollouts, config.cluster.deadline_seconds)
+    return Actors(pool, VerifierPool(verifiers), LearnerGroup(ranks, config.cluster.deadline_seconds))
 
 
 def connect_weights(config: Config, actors: Actors) -> None:

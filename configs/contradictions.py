@@ -177,6 +177,25 @@ def _adapters_keep_their_reference(config: Config) -> str | None:
     )
 
 
+def _an_offloaded_optimizer_is_sharded(config: Config) -> str | None:
+    learner = config.learner
+    if learner.optimizer != "adamw_cpu" or learner.zero_stage > 0:
+        return None
+    return (
+        "learner.optimizer=adamw_cpu keeps its states in the CPU's memory by ZeRO-Offload, which learner.zero_stage=0 "
+        "does not have; choose learner.zero_stage=1, 2 or 3, or learner.optimizer=adamw_8bit"
+    )
+
+
+def _demonstrations_are_never_stale(config: Config) -> str | None:
+    if not config.learner.supervised or not config.cluster.resolved_max_staleness:
+        return None
+    return (
+        "learner.objective=sft samples nothing to learn from, so nothing can be stale; set cluster.max_staleness=0, "
+        "or leave it and cluster.placement out"
+    )
+
+
 RULES = (
     _updates_fill_the_batch,
     _micro_batch_holds_a_completion,
@@ -190,4 +209,6 @@ RULES = (
     _demonstrations_exist,
     _demonstrations_have_no_rewards,
     _overlong_begins_within_a_completion,
+    _an_offloaded_optimizer_is_sharded,
+    _demonstrations_are_never_stale,
 )

@@ -308,16 +308,15 @@ class Rollout(Section):
         description="DAPO's dynamic sampling: groups of equal rewards are replaced by those of new prompts, in at "
         "most so many further rounds; 0 is off.",
     )
+    tensor_parallel: int = Field(1, ge=1, description="GPUs (on a CPU: processes) that share a rollout worker's model.")
     kv_cache_mb: int = Field(256, ge=1, description="Memory of a worker's KV cache, in MiB.")
     max_running: int = Field(256, ge=1, description="Completions a worker decodes at the same time.")
-    logprob_diff_mean: float = Field(
+    logprob_diff: float = Field(
         1e-3,
         gt=0,
         description="The run stops if vLLM's and the learner's log-probs of the same tokens differ by more "
-        "than this on average; bfloat16 needs about 0.01.",
+        "than this on average, or by 100 times as much for one token; bfloat16 needs about 0.02.",
     )
-    logprob_diff_max: float = Field(0.1, gt=0, description="The same limit for the largest difference of one token.")
-    deadline_seconds: float = Field(600.0, gt=0, description="Longest wait for a sampling batch.")
 
 
 class Learner(Section):
@@ -341,7 +340,10 @@ class Learner(Section):
     min_learning_rate_ratio: float = Field(
         0.0, ge=0, le=1, description="Floor of a linear or cosine schedule, as a share of the peak."
     )
-    optimizer: Literal["adamw", "adamw_8bit"] = Field("adamw_8bit", description="AdamW, or bitsandbytes' 8-bit AdamW.")
+    optimizer: Literal["adamw", "adamw_8bit", "adamw_cpu"] = Field(
+        "adamw_8bit",
+        description="AdamW; bitsandbytes' 8-bit AdamW; or AdamW with its states and step in the CPU's memory.",
+    )
     betas: tuple[Beta, Beta] = Field((0.9, 0.99), strict=False, description="AdamW's betas.")
     weight_decay: float = Field(0.0, ge=0, description="Weight decay; never on norms and biases.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient-norm clip.")
@@ -411,7 +413,6 @@ class Learner(Section):
     threads: Count | Literal["auto"] = Field(
         "auto", description="CPU threads of a learner rank; auto shares the cores out evenly."
     )
-    deadline_seconds: float = Field(1800.0, gt=0, description="Longest wait for a learner rank's answer.")
 
     @model_validator(mode="after")
     def _warmup_is_steps_or_share(self) -> Self:
@@ -475,8 +476,15 @@ class Training(Section):
 class Cluster(Section):
     """Who runs where."""
 
-    placement: Literal["auto", "colocated"] = Field(
-        "auto", description="colocated: rollout workers and learner ranks share the same CPUs."
+    placement: Literal["auto", "colocated", "disaggregated"] = Field(
+        "auto",
+        description="colocated: rollout workers and learner ranks take turns on the same GPUs or CPUs; disaggregated: "
+        "each has its own; auto: colocated unless max_staleness lets both work at once.",
+    )
+    max_staleness: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto",
+        description="Weight pushes by which a completion's oldest token may be behind when it is learnt from; 0 is "
+        "on-policy; auto: 1 if disaggregated, else 0.",
     )
     rollout_workers: int = Field(1, ge=1, description="Rollout workers, each with its own vLLM engine.")
     learner_ranks: int = Field(1, ge=1, description="DeepSpeed ranks.")
@@ -484,7 +492,31 @@ class Cluster(Section):
     dashboard_port: Port | Literal["auto"] = Field(
         "auto", description="Port of the Ray dashboard on loopback; auto takes a free one from 8265 up."
     )
-    start_deadline_seconds: float = Field(600.0, gt=0, description="Longest wait for an actor to be ready.")
+    deadline_seconds: float = Field(
+        1800.0, gt=0, description="Longest wait for an actor: to be ready, to sample a batch, to make an update."
+    )
+
+    @property
+    def resolved_placement(self) -> Literal["colocated", "disaggregated"]:
+        if self.placement == "auto":
+            return "colocated" if self.max_staleness in ("auto", 0) else "disaggregated"
+        return self.placement
+
+    @property
+    def resolved_max_staleness(self) -> int:
+        if self.max_staleness == "auto":
+            return 1 if self.resolved_placement == "disaggregated" else 0
+        return self.max_staleness
+
+    @model_validator(mode="after")
+    def _who_takes_turns_is_not_behind(self) -> Self:
+        if self.placement == "colocated" and self.resolved_max_staleness:
+            raise ValueError(
+                f"cluster.placement=colocated lets sampling and learning take turns, so cluster.max_staleness="
+                f"{self.max_staleness} could never be used; choose cluster.placement=disaggregated, or "
+                "cluster.max_staleness=0"
+            )
+        return self
 
 
 class Evaluation(Section):

@@ -58,7 +58,7 @@ def measure_accuracy(rollouts: RolloutPool, verifiers: VerifierPool, prompts: li
     evaluation = config.evaluation
     sampling = Sampling(evaluation.temperature, config.rollout.max_completion_tokens, top_p=evaluation.top_p)
     request = SampleRequest(evaluation.samples, sampling, stable_hash("evaluation", config.training.seed))
-    sampled = sample_and_verify(rollouts, verifiers, prompts, request, config.rollout.deadline_seconds)
+    sampled = sample_and_verify(rollouts, verifiers, prompts, request, config.cluster.deadline_seconds)
     return accuracy_of(sampled.groups)
 
 

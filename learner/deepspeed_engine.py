@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from configs.schema import Config
+from configs.schema import Config, Learner
 from learner.lora import FOLDER, add_adapters
 from learner.optimizers import build_optimizer
 from learner.policy import Policy, load_policy
@@ -59,7 +59,8 @@ def build_engine(config: Config, model_path: Path, base_path: Path) -> Any:
             "managed_gradient_accumulation": False,
             "gradient_clipping": learner.max_grad_norm,
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False},
+            "zero_optimization": {"stage": learner.zero_stage, "overlap_comm": False, **_offload(learner)},
+            "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": config.model.dtype == "bfloat16"},
             "steps_per_print": 10**9,
         },
@@ -68,6 +69,11 @@ def build_engine(config: Config, model_path: Path, base_path: Path) -> Any:
     if learner.zero_stage == 0:
         _keep_grad_norm(engine)
     return engine
+
+
+def _offload(learner: Learner) -> dict[str, Any]:
+    """ZeRO-Offload, with torch's AdamW in the CPU's memory: DeepSpeed's own would have to be compiled."""
+    return {"offload_optimizer": {"device": "cpu"}} if learner.optimizer == "adamw_cpu" else {}
 
 
 def _load_policy(config: Config, model_path: Path, base_path: Path) -> Policy:

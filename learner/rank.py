@@ -31,6 +31,7 @@ from learner.objectives import OBJECTIVES, LossInputs, loss_options, total_loss
 from learner.policy import Policy, SampledFrom, load_policy
 from learner.schedule import learning_rate
 
+WORST_TOKEN = 100  # a single token's log-prob may differ by so many times what the mean may
 Parameters = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Tensors = dict[str, torch.Tensor]
 NamedTensors = list[tuple[str, torch.Tensor]]
@@ -72,7 +73,7 @@ class LearnerRank:
         self.config = config
         self.options = options
         self.version = 0
-        deadline = config.learner.deadline_seconds
+        deadline = config.cluster.deadline_seconds
         join_process_group(options.rank, options.ranks, options.address, options.port, deadline)
         self._engine = build_engine(config, options.model_path, options.reference_path)
         self._policy: Policy = self._engine.module
@@ -185,13 +186,13 @@ class LearnerRank:
                 "or learner.max_grad_norm, or use model.dtype=float32; the newest checkpoint is untouched."
             )
         mean, worst = totals["diff"] / totals["tokens"], totals["diff_max"]
-        limits = self.config.rollout
         # Written so that a difference that is not a number is over the limit too.
-        if on_policy and not (mean <= limits.logprob_diff_mean and worst <= limits.logprob_diff_max):
+        limit = self.config.rollout.logprob_diff
+        if on_policy and not (mean <= limit and worst <= WORST_TOKEN * limit):
             raise RunError(
                 f"The rollout workers' log-probs are not the learner's at policy version {self.version}: they "
-                f"differ by {mean:.2e} on average (limit rollout.logprob_diff_mean={limits.logprob_diff_mean:g}) "
-                f"and {worst:.2e} at most (limit rollout.logprob_diff_max={limits.logprob_diff_max:g}). The weight "
+                f"differ by {mean:.2e} on average (limit rollout.logprob_diff={limit:g}) "
+                f"and {worst:.2e} at most (limit {WORST_TOKEN} times that). The weight "
                 "sync did not bring these weights, or the two compute differently; in bfloat16 allow more."
             )
 

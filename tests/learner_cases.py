@@ -103,10 +103,9 @@ class Case:
                 "clip_high": HIGH,
                 "kl_coefficient": BETA,
                 "logprob_chunk_tokens": 16,
-                "deadline_seconds": 60.0,
                 **dict(self.learner),
             },
-            "cluster": {"learner_ranks": self.ranks},
+            "cluster": {"learner_ranks": self.ranks, "deadline_seconds": 60.0},
         }
 
 

@@ -121,7 +121,7 @@ def test_a_frozen_worker_is_named_when_the_deadline_passes(
     process = ray.get(worker.ready.remote(), timeout=20)
     os.kill(process, signal.SIGSTOP)
     try:
-        with pytest.raises(RunError, match=r"rollout worker .*did not answer within 2 s.*rollout\.deadline_seconds"):
+        with pytest.raises(RunError, match=r"rollout worker .*did not answer within 2 s.*cluster\.deadline_seconds"):
             sample_and_verify(RolloutPool([worker], 2.0), VerifierPool([verifier]), materials.train[:2], REQUEST, 2.0)
     finally:
         os.kill(process, signal.SIGCONT)

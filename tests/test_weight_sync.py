@@ -23,9 +23,10 @@ from data.records import Completion
 from data.tokenizer import build_tokenizer
 from learner.batching import Sequence, micro_batches
 from learner.policy import Policy, SampledFrom, load_policy
+from learner.rank import WORST_TOKEN
 from learner.warm_start import build_llama
 
-MEAN_LIMIT, MAX_LIMIT = Rollout().logprob_diff_mean, Rollout().logprob_diff_max
+MEAN_LIMIT, MAX_LIMIT = Rollout().logprob_diff, WORST_TOKEN * Rollout().logprob_diff
 FP32_MEAN, FP32_MAX = 1e-5, 1e-3
 PROMPT = [2, *range(8, 20)]
 LONG_PROMPT = [2, *(8 + i % 12 for i in range(79))]
