@@ -10,7 +10,7 @@ from ray.actor import ActorHandle
 
 from actors.rollout_worker import SampleRequest
 from actors.waiting import wait_for
-from data.records import Prompt
+from data.records import Group, Prompt
 
 TAKE_SECONDS = 5.0
 
@@ -44,9 +44,16 @@ class RolloutPool:
         self._owed[worker] -= groups
         return self._owed[worker] > 0
 
+    def begin_probe(self, prompt: Prompt, request: SampleRequest) -> list[ray.ObjectRef]:
+        """Every worker samples one completion of this prompt with the weights it has now; `probed` waits for them."""
+        return [worker.probe.remote(prompt, request) for worker in self.workers]
+
+    def probed(self, references: list[ray.ObjectRef]) -> list[Group]:
+        return self._all(references, "probe")
+
     def weight_transfer(self, call: str, arguments: dict[str, Any]) -> None:
         """Run a weight-transfer call on every worker and wait for all."""
         self._all([w.weight_transfer.remote(call, arguments) for w in self.workers], call)
 
-    def _all(self, references: list[ray.ObjectRef], what: str) -> None:
-        wait_for(references, self._deadline_seconds, f"A rollout worker ({what})", "cluster.deadline_seconds")
+    def _all(self, references: list[ray.ObjectRef], what: str) -> list[Any]:
+        return wait_for(references, self._deadline_seconds, f"A rollout worker ({what})", "cluster.deadline_seconds")

@@ -48,7 +48,9 @@ class RolloutWorker:
         self._failure: BaseException | None = None
         self._pending: dict[int, _Pending] = {}
         self._owner: dict[str, int] = {}
+        self._probes: dict[str, tuple[Prompt, Future[Group]]] = {}
         self._submitted = 0
+        self._changing = False
         self._engine: Engine | None = None
         self._thread = threading.Thread(
             target=self._run, args=(options, register_transport, version), name="engine", daemon=True
@@ -83,6 +85,12 @@ class RolloutWorker:
         """
         self._between_steps(lambda: self._transfer(call, dict(arguments)))
 
+    def probe(self, prompt: Prompt, request: SampleRequest) -> Group:
+        """A group of one completion with the weights that are in use now, beside whatever else is under way."""
+        answer: Future[Group] = Future()
+        self._between_steps(lambda: self._add_probe(prompt, request, answer))
+        return answer.result()
+
     def cached_tokens(self) -> int:
         """Prompt tokens answered from the prefix cache so far."""
         return self._between_steps(lambda: self._the_engine.cached_tokens)
@@ -115,7 +123,7 @@ class RolloutWorker:
 
     def _do_jobs(self) -> None:
         """Everything that waits between steps; with nothing to decode, wait for the next job."""
-        while not self._jobs.empty() or not self._the_engine.busy:
+        while not self._jobs.empty() or not self._the_engine.busy or self._changing:
             job, answer = self._jobs.get()
             try:
                 answer.set_result(job())
@@ -124,6 +132,10 @@ class RolloutWorker:
 
     def _decode(self) -> None:
         for request_id, completion in self._the_engine.step():
+            if request_id in self._probes:
+                prompt, answer = self._probes.pop(request_id)
+                answer.set_result(Group(prompt, (completion,)))
+                continue
             pending = self._pending[self._owner.pop(request_id)]
             pending.completions.append(completion)
             if len(pending.completions) == pending.size:
@@ -148,9 +160,20 @@ class RolloutWorker:
                 seed = completion_seed(request.seed, prompt.visit, index)
                 self._the_engine.add(request_id, index, list(prompt.token_ids), seed, request.sampling)
 
+    def _add_probe(self, prompt: Prompt, request: SampleRequest, answer: Future[Group]) -> None:
+        self._submitted += 1
+        request_id = f"probe-{self._submitted}"
+        self._probes[request_id] = (prompt, answer)
+        seed = completion_seed(request.seed, prompt.visit, 0)
+        self._the_engine.add(request_id, 0, list(prompt.token_ids), seed, request.sampling)
+
     def _transfer(self, call: str, arguments: dict[str, Any]) -> None:
         version = arguments.pop("version", None)
+        if call == "start_weight_update":
+            self._changing = True  # from here to the finish the weights are of no policy: nothing is decoded
         self._the_engine.weight_transfer(call, **arguments)
+        if call == "finish_weight_update":
+            self._changing = False
         if version is not None:
             self._the_engine.set_version(version)
 
@@ -160,3 +183,5 @@ class RolloutWorker:
             self._news.notify_all()
         while not self._jobs.empty():
             self._jobs.get()[1].set_exception(error)
+        for _, answer in self._probes.values():
+            answer.set_exception(error)

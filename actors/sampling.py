@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
@@ -14,23 +15,29 @@ from actors.verifier_pool import VerifierPool
 from actors.waiting import Deadline, late, wait_for
 from configs.errors import RunError
 from data.records import Group, Prompt
+from data.sampler import PromptSampler
 
 OPTION = "cluster.deadline_seconds"
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """Groups in visit order; seconds until the last was sampled, and from then until the last verdict."""
+    """Groups in visit order; seconds until the last was sampled, and from then until the last verdict.
+
+    dropped: groups that were too old to be handed out.
+    """
 
     groups: list[Group]
     sample_seconds: float
     verify_seconds: float
+    dropped: int = 0
 
     def __add__(self, later: Sampled) -> Sampled:
         return Sampled(
             self.groups + later.groups,
             self.sample_seconds + later.sample_seconds,
             self.verify_seconds + later.verify_seconds,
+            self.dropped + later.dropped,
         )
 
 
@@ -48,7 +55,7 @@ def sample_and_verify(
     """
     started = time.monotonic()
     deadline = Deadline(deadline_seconds)
-    flight = _Flight(rollouts, verifiers, request)
+    flight = Flight(rollouts, verifiers, request)
     flight.submit(prompts)
     done: list[Group] = []
     while flight.under_way:
@@ -56,6 +63,42 @@ def sample_and_verify(
     done.sort(key=lambda group: group.prompt.visit)
     last_sampled = flight.last_sampled or started
     return Sampled(done, last_sampled - started, time.monotonic() - last_sampled)
+
+
+class OnDemand:
+    """Samples when it is asked to, with the weights the workers then have: on-policy. See `SampleStream`."""
+
+    def __init__(
+        self,
+        rollouts: RolloutPool,
+        verifiers: VerifierPool,
+        request: SampleRequest,
+        sampler: PromptSampler,
+        deadline_seconds: float,
+    ) -> None:
+        self._rollouts, self._verifiers, self._request = rollouts, verifiers, request
+        self._sampler, self._seconds = sampler, deadline_seconds
+
+    @property
+    def cursor(self) -> int:
+        return self._sampler.cursor
+
+    def take(self, count: int) -> Sampled:
+        prompts = self._sampler.take(count)
+        return sample_and_verify(self._rollouts, self._verifiers, prompts, self._request, self._seconds)
+
+    def discard(self, count: int) -> None:
+        """Nothing waits for a place."""
+
+    def pushed(self, version: int) -> None:
+        """What is sampled next is sampled with the new weights anyway."""
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        yield
+
+    def close(self) -> None:
+        """Nothing is under way."""
 
 
 def stream_verified(
@@ -71,7 +114,7 @@ def stream_verified(
     Yields an empty list where nothing finished for a few seconds, so that whoever reads can stop. RunError
     if no group at all finishes within `deadline_seconds`.
     """
-    flight = _Flight(rollouts, verifiers, request)
+    flight = Flight(rollouts, verifiers, request)
     deadline, submitted = Deadline(deadline_seconds), 0
     while submitted < len(prompts) or flight.under_way:
         more = prompts[submitted : submitted + under_way - flight.under_way]
@@ -84,7 +127,7 @@ def stream_verified(
         yield done
 
 
-class _Flight:
+class Flight:
     """Prompts between their submission and their verdicts."""
 
     def __init__(self, rollouts: RolloutPool, verifiers: VerifierPool, request: SampleRequest) -> None:
@@ -100,10 +143,10 @@ class _Flight:
         self.under_way += len(prompts)
         self._takes |= self._rollouts.take(besides=self._takes.values())
 
-    def wait(self, deadline: Deadline) -> list[Group]:
-        """Wait for the next news; the groups that have their verdicts with it, if it was a verifier's."""
+    def wait(self, deadline: Deadline, seconds: float | None = None) -> list[Group]:
+        """Wait for the next news, at most `seconds`; the groups that have their verdicts with it, if any."""
         done: list[Group] = []
-        for reference in self._next(deadline):
+        for reference in self._next(deadline, seconds):
             (answer,) = wait_for([reference], deadline.left, "A rollout worker or verifier", OPTION)
             if reference in self._scores:
                 self._verifiers.scored(self._scores.pop(reference))
@@ -117,9 +160,10 @@ class _Flight:
                 self._takes[self._rollouts.take_from(worker)] = worker
         return done
 
-    def _next(self, deadline: Deadline) -> list[ray.ObjectRef]:
-        ready, _ = ray.wait([*self._takes, *self._scores], num_returns=1, timeout=deadline.left)
-        if not ready or not deadline.left:
+    def _next(self, deadline: Deadline, seconds: float | None) -> list[ray.ObjectRef]:
+        timeout = deadline.left if seconds is None else min(seconds, deadline.left)
+        ready, _ = ray.wait([*self._takes, *self._scores], num_returns=1, timeout=timeout)
+        if not deadline.left or not (ready or seconds):
             who = "A rollout worker (sampling)" if self._takes else "A verifier (scoring)"
             raise RunError(late(who, deadline.seconds, OPTION))
         return ready

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+from ray import ObjectRef
 
 from actors.engine import Sampling
 from actors.rollout_worker import SampleRequest
-from actors.sampling import Sampled, sample_and_verify
+from actors.sampling import OnDemand, Sampled
+from actors.stream import SampleStream
 from cluster.checkpoints import Checkpoints, LoopState, state_of
 from cluster.interrupts import Interrupts
-from cluster.metrics import group_metrics
+from cluster.metrics import group_metrics, staleness_metrics
 from cluster.progress import Display
 from cluster.reference import ReferenceResets, References
 from cluster.run_folder import RunFolder
@@ -28,6 +30,9 @@ from data.sampler import PromptSampler
 from evaluation.accuracy import Accuracy, measure_accuracy
 from learner.batching import Sequence
 from learner.from_groups import OptimalValues, sequences_of, update_batches
+from learner.push_check import check_logprobs, difference, probe_sequences
+
+PROBE_TOKENS = 16
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Run:
     folder: RunFolder
     actors: Actors
     sampler: PromptSampler
+    samples: OnDemand | SampleStream
     held_out: list[Prompt]
     checkpoints: Checkpoints
     tensorboard: TensorBoard | None
@@ -47,6 +53,7 @@ class Run:
     values: OptimalValues | None = None
     version: int = 0
     evaluated: tuple[int, Accuracy] | None = None  # the last evaluation, and the step it was made after
+    probes: list[ObjectRef] = field(default_factory=list)  # what the workers sample right after the last push
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,7 @@ class Outcome:
 
 
 def train_loop(run: Run, done: int, interrupts: Interrupts, take_step: Callable[[Run, int], None]) -> Outcome:
-    """Steps `done` + 1 to training.steps, by `train_step` or, supervised, `supervised_step`.
-
-    On-policy: every batch is sampled with the newest weights.
-    """
+    """Steps `done` + 1 to training.steps, by `train_step` or, supervised, `supervised_step`."""
     config = run.config
     before = evaluate(run, 0) if done == 0 else None
     after = before
@@ -81,22 +85,26 @@ def train_loop(run: Run, done: int, interrupts: Interrupts, take_step: Callable[
 
 
 def train_step(run: Run, step: int) -> None:
-    """One step as the data sees it (DESIGN: sample, verify, order, learn, push)."""
+    """One step as the data sees it: sample, verify, order, learn, push. Asynchronous, the first three are ahead."""
     config, clock = run.config, Clock()
     sampled = sample_batch(run)
+    clock.add("wait", clock.lap())
     clock.add("sample", sampled.sample_seconds)
     clock.add("verify", sampled.verify_seconds)
     run.folder.write_rollouts(step, sampled.groups)
     check_verdicts(sampled.groups, config.rewards.max_error_rate)
+    behind = staleness_metrics(sampled, run.version)
     clock.lap()
+    probed = check_push(run)
     learned = learn(run.actors.learner, config, trained_groups(config, sampled.groups, step), run.values)
     clock.add("update", clock.lap())
     if learned["policy/updates"]:
         run.version += int(learned["policy/updates"])
-        run.actors.learner.sync_weights()
+        push(run, sampled.groups[0].prompt)
+    run.samples.pushed(run.version)
     clock.add("sync", clock.lap())
     run.checkpoints.poll(run.actors.learner)
-    metrics = {**group_metrics(sampled.groups), **learned, "policy/version": float(run.version)}
+    metrics = {**group_metrics(sampled.groups), **behind, **learned, **probed, "policy/version": float(run.version)}
     if run.resets.due(metrics["reward/mean"]):
         reset_reference(run, step)
     report(run, step, {**metrics, **clock.metrics(metrics["tokens/sampled"])})
@@ -117,19 +125,13 @@ def sample_batch(run: Run) -> Sampled:
     for all it asked for, so short completions are not favoured.
     """
     rollout = run.config.rollout
-    batch = Sampled([], 0.0, 0.0)
-    missing = rollout.prompts_per_batch
-    for _ in range(1 + rollout.refill_rounds):
-        batch += sample_and_verify(
-            run.actors.rollouts,
-            run.actors.verifiers,
-            run.sampler.take(missing),
-            sample_request(run.config),
-            run.config.cluster.deadline_seconds,
-        )
+    batch = run.samples.take(rollout.prompts_per_batch)
+    for _ in range(rollout.refill_rounds):
         missing = rollout.prompts_per_batch - sum(not flat(group) for group in batch.groups)
         if not missing:
             break
+        run.samples.discard(missing)
+        batch += run.samples.take(missing)
     return batch
 
 
@@ -165,15 +167,17 @@ def learn(
     """The optimizer steps of one sampling batch; metrics are means over them, policy/updates their number.
 
     Of updates that filtering left empty only these counts exist. Several updates are off-policy after
-    the first, so pi_old is computed for all of them before it.
+    the first, so pi_old is computed for all of them before it; with one, however stale, pi_old is its own forward.
     """
     sequences = sequences_of(groups, config.learner, values)
     if config.updates_per_batch > 1:
         sequences = learner.with_old_logprobs(sequences)
     batches = update_batches(sequences, config.completions_per_update, config.learner.tokens_per_update)
+    current = not config.cluster.resolved_max_staleness
     updates: list[dict[str, float]] = []
     for batch in batches * config.learner.epochs_per_batch:
-        updates.append(learner.update(batch, on_policy=not any(update["policy/updates"] for update in updates)))
+        on_policy = current and not any(update["policy/updates"] for update in updates)
+        updates.append(learner.update(batch, on_policy))
     made = [update for update in updates if update["policy/updates"]]
     told = made or updates
     means = {name: float(np.mean([update[name] for update in told])) for name in told[0]}
@@ -181,6 +185,30 @@ def learn(
     means |= {name: value for name, value in told[0].items() if name.startswith("rollout/")}
     filtered = float(np.mean([update["policy/filtered"] for update in updates]))
     return means | {"policy/updates": float(len(made)), "policy/filtered": filtered}
+
+
+def push(run: Run, prompt: Prompt) -> None:
+    """The rollout workers get the new weights; asynchronous, each samples this prompt with them for `check_push`."""
+    run.actors.learner.sync_weights()
+    if run.config.cluster.resolved_max_staleness:
+        run.probes = run.actors.rollouts.begin_probe(prompt, probe_request(run.config))
+
+
+def check_push(run: Run) -> dict[str, float]:
+    """Asynchronous, no batch is sampled by the newest weights alone: the probes are. Their difference from the
+    learner's log-probs, in the place of the batch's; RunError over the limit."""
+    if not run.probes:
+        return {}
+    probes, run.probes = run.actors.rollouts.probed(run.probes), []
+    mean, worst = difference(run.actors.learner.with_old_logprobs(probe_sequences(probes, run.version)))
+    check_logprobs(mean, worst, run.config.rollout.logprob_diff, run.version)
+    return {"rollout/logprob_diff": mean, "rollout/logprob_diff_max": worst}
+
+
+def probe_request(config: Config) -> SampleRequest:
+    request = sample_request(config)
+    tokens = min(PROBE_TOKENS, request.sampling.max_completion_tokens)
+    return replace(request, completions=1, sampling=replace(request.sampling, max_completion_tokens=tokens))
 
 
 def sample_request(config: Config) -> SampleRequest:
@@ -191,7 +219,8 @@ def sample_request(config: Config) -> SampleRequest:
 
 def evaluate(run: Run, step: int) -> Accuracy:
     """Accuracy on the held-out problems, written and said."""
-    accuracy = measure_accuracy(run.actors.rollouts, run.actors.verifiers, run.held_out, run.config)
+    with run.samples.paused():
+        accuracy = measure_accuracy(run.actors.rollouts, run.actors.verifiers, run.held_out, run.config)
     run.evaluated = (step, accuracy)
     record(run, step, accuracy.metrics())
     run.display.say(f"held-out accuracy after step {step}: {accuracy}")
@@ -222,7 +251,7 @@ def loop_state(run: Run, step: int) -> LoopState:
     accuracy = run.evaluated[1] if run.evaluated and run.evaluated[0] == step else None
     return LoopState(
         step=step,
-        cursor=run.sampler.cursor,
+        cursor=run.samples.cursor,
         version=run.version,
         learner_ranks=cluster.learner_ranks,
         zero_stage=learner.zero_stage,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from actors.sampling import Sampled
 from data.records import OUTCOMES, Group
 
 
@@ -33,3 +34,13 @@ def group_metrics(groups: Sequence[Group]) -> dict[str, float]:
     strictly = sum(v.outcome == "correct" and v.marked for v in verdicts)
     metrics["verdict/correct_strict"] = strictly / len(verdicts)
     return metrics
+
+
+def staleness_metrics(sampled: Sampled, version: int) -> dict[str, float]:
+    """By how many policy versions each completion's oldest token is behind; groups that were too old to be used."""
+    oldest = [int(c.versions.min()) for group in sampled.groups for c in group.completions]
+    return {
+        "rollout/staleness": version - float(np.mean(oldest)),
+        "rollout/staleness_max": float(version - min(oldest)),
+        "rollout/stale_dropped": float(sampled.dropped),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence as ListOf
 from pathlib import Path
@@ -86,7 +87,7 @@ class LocalLearner:
             ranks=1,
             address="127.0.0.1",
             port=free_port(),
-            threads=learner_threads(config),
+            threads=learner_threads(config, os.cpu_count() or 1),
             model_path=before if step > 1 else initial,
             reference_path=references.path,
             total_updates=config.training.steps * config.updates_per_batch,

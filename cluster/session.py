@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from actors.sampling import Sampled, sample_and_verify
+from actors.sampling import Flight, OnDemand, Sampled, sample_and_verify
+from actors.stream import SampleStream, StreamOptions
 from cluster.checkpoints import Checkpoints, LoopState, load_state
 from cluster.curation import make_sampler
 from cluster.interrupts import Interrupts
@@ -27,6 +28,7 @@ from configs.loading import dump_config
 from configs.schema import Config
 from data.hashing import stable_hash
 from data.records import Prompt
+from data.sampler import PromptSampler
 from learner.from_groups import OptimalValues
 
 
@@ -62,10 +64,7 @@ def run_session(config: Config, recipe: str, resumed: Resumed | None, display: D
     with ray_session(config.cluster.dashboard_port) as dashboard:
         display.say(dashboard)
         placement = place(config)
-        display.say(
-            f"placement: colocated ({config.cluster.rollout_workers} rollout workers and "
-            f"{config.cluster.learner_ranks} learner ranks share the CPU; {placement.learner_threads} learner threads)"
-        )
+        display.say(str(placement))
         materials = prepare(config, display.say)
         check_kv_cache(config, materials.model_path)
         folder = _open_folder(config, recipe, resumed)
@@ -105,18 +104,21 @@ def _train(
         if resumed:
             actors.learner.call("load_trainer_state", resumed.checkpoint / "trainer")
         connect_weights(config, actors)
+        values = _optimal_values(config, materials, folder, actors, display, state.step)
+        sampler = make_sampler(config, materials.train, state.cursor)
         run = Run(
             config=config,
             folder=folder,
             actors=actors,
-            sampler=make_sampler(config, materials.train, state.cursor),
+            sampler=sampler,
+            samples=_samples(config, actors, sampler, state),
             held_out=materials.held_out,
             checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep),
             tensorboard=tensorboard,
             display=display,
             references=references,
             resets=ReferenceResets(config.learner, state.rewards_since_reset),
-            values=_optimal_values(config, materials, folder, actors, display, state.step),
+            values=values,
             version=state.version,
         )
         return _loop(run, state.step)
@@ -145,6 +147,21 @@ def _optimal_values(
     return optimal_values(config, materials.train, folder.optimal_values, shared, sample, display.say)
 
 
+def _samples(config: Config, actors: Actors, sampler: PromptSampler, state: LoopState) -> OnDemand | SampleStream:
+    """On-policy, sampling on demand; with staleness allowed, a stream that samples ahead."""
+    request, seconds = sample_request(config), config.cluster.deadline_seconds
+    if not config.cluster.resolved_max_staleness:
+        return OnDemand(actors.rollouts, actors.verifiers, request, sampler, seconds)
+    prompts, left = config.rollout.prompts_per_batch, config.training.steps - state.step
+    options = StreamOptions(
+        max_staleness=config.cluster.resolved_max_staleness,
+        prompts_per_batch=prompts,
+        last_visit=None if config.rollout.refill_rounds else sampler.cursor + left * prompts,
+        deadline_seconds=seconds,
+    )
+    return SampleStream(Flight(actors.rollouts, actors.verifiers, request), sampler, state.version, options)
+
+
 def _loop(run: Run, done: int) -> Outcome:
     run.display.start(done, run.config.training.steps)
     try:
@@ -152,6 +169,7 @@ def _loop(run: Run, done: int) -> Outcome:
             take_step = supervised_step if run.config.learner.supervised else train_step
             return train_loop(run, done, interrupts, take_step)
     finally:
+        run.samples.close()
         run.display.stop()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,26 @@ from actors.verifier import Verifier
 from actors.verifier_pool import VerifierPool
 from actors.waiting import wait_for
 from cluster.learner_group import LearnerGroup
-from cluster.placement import Placement, free_port
+from cluster.placement import Placement
+from cluster.reservation import Reservation
 from cluster.weight_sender import WeightSender
 from cluster.weight_transport import TRANSPORT, register_transport
 from configs.schema import Config
 from learner.rank import LearnerRank, RankOptions
 
 MIB = 2**20
-CONCURRENT_CALLS = 4
+CONCURRENT_CALLS = 8
 CLOSE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Actors:
-    """Everything Ray hosts for a run."""
+    """Everything Ray hosts for a run, and what it reserved for it."""
 
     rollouts: RolloutPool
     verifiers: VerifierPool
     learner: LearnerGroup
+    reservation: Reservation
 
     def stop(self) -> None:
         """End every actor; whoever does not close in time is killed all the same."""
@@ -41,6 +44,7 @@ class Actors:
         ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=CLOSE_SECONDS)
         for actor in [*actors, *self.rollouts.workers]:
             ray.kill(actor)
+        self.reservation.release()
 
 
 def start_actors(config: Config, placement: Placement, model_path: Path, reference_path: Path, version: int) -> Actors:
@@ -48,27 +52,40 @@ def start_actors(config: Config, placement: Placement, model_path: Path, referen
 
     model_path: the weights to begin with, of policy `version`; reference_path: the initial model's.
     """
-    rollouts = [_rollout(config, placement, model_path, version) for _ in range(config.cluster.rollout_workers)]
-    verifiers = [_verifier(config, placement) for _ in range(config.rewards.verifiers)]
-    return _ready(config, rollouts, verifiers, _ranks(config, placement, model_path, reference_path))
+    reservation = Reservation(placement)
+    rollouts, verifiers = _sampling(config, placement, reservation, model_path, version)
+    ranks = _ranks(config, placement, reservation, model_path, reference_path)
+    return _ready(config, reservation, rollouts, verifiers, ranks)
 
 
 def start_sampling(config: Config, placement: Placement, model_path: Path) -> Actors:
     """Rollout workers and verifiers without learner ranks, for an evaluation; errors are those of `start_actors`."""
-    rollouts = [_rollout(config, placement, model_path, 0) for _ in range(config.cluster.rollout_workers)]
-    verifiers = [_verifier(config, placement) for _ in range(config.rewards.verifiers)]
-    return _ready(config, rollouts, verifiers, [])
+    reservation = Reservation(placement)
+    rollouts, verifiers = _sampling(config, placement, reservation, model_path, 0)
+    return _ready(config, reservation, rollouts, verifiers, [])
+
+
+def _sampling(
+    config: Config, placement: Placement, reservation: Reservation, model_path: Path, version: int
+) -> tuple[list[ActorHandle], list[ActorHandle]]:
+    rollouts = [start_rollout(config, reservation.options(seat), model_path, version) for seat in placement.rollouts]
+    verifiers = [start_verifier(config, reservation.options(seat)) for seat in placement.verifiers]
+    return rollouts, verifiers
 
 
 def _ready(
-    config: Config, rollouts: list[ActorHandle], verifiers: list[ActorHandle], ranks: list[ActorHandle]
+    config: Config,
+    reservation: Reservation,
+    rollouts: list[ActorHandle],
+    verifiers: list[ActorHandle],
+    ranks: list[ActorHandle],
 ) -> Actors:
     for who, actors in (("rollout worker", rollouts), ("learner rank", ranks), ("verifier", verifiers)):
         references = [actor.ready.remote() for actor in actors]
         option = "cluster.deadline_seconds"
         wait_for(references, config.cluster.deadline_seconds, f"A {who} (starting)", option)
     pool = RolloutPool(rollouts, config.cluster.deadline_seconds)
-    return Actors(pool, VerifierPool(verifiers), LearnerGroup(ranks, config.cluster.deadline_seconds))
+    return Actors(pool, VerifierPool(verifiers), LearnerGroup(ranks, config.cluster.deadline_seconds), reservation)
 
 
 def connect_weights(config: Config, actors: Actors) -> None:
@@ -100,32 +117,34 @@ def engine_options(config: Config, model_path: Path) -> EngineOptions:
     )
 
 
-def _rollout(config: Config, placement: Placement, model_path: Path, version: int) -> ActorHandle:
-    options = {
-        "num_cpus": placement.rollout_cpus,
-        "max_concurrency": CONCURRENT_CALLS,
-        "runtime_env": {"env_vars": CPU_ENVIRONMENT},
-    }
-    actor = ray.remote(RolloutWorker).options(**options)
+def start_rollout(config: Config, where: Mapping[str, Any], model_path: Path, version: int) -> ActorHandle:
+    """A rollout worker. where: `.options()` that say what of Ray's resources it takes."""
+    options = {"max_concurrency": CONCURRENT_CALLS, "runtime_env": {"env_vars": CPU_ENVIRONMENT}}
+    actor = ray.remote(RolloutWorker).options(**options, **where)
     return actor.remote(engine_options(config, model_path), register_transport, version)
 
 
-def _verifier(config: Config, placement: Placement) -> ActorHandle:
-    actor = ray.remote(Verifier).options(num_cpus=placement.verifier_cpus)
+def start_verifier(config: Config, where: Mapping[str, Any]) -> ActorHandle:
+    """A verifier, likewise."""
+    actor = ray.remote(Verifier).options(**where)
     return actor.remote(config.rewards, config.rollout.max_completion_tokens)
 
 
-def _ranks(config: Config, placement: Placement, model_path: Path, reference_path: Path) -> list[ActorHandle]:
-    port, count = free_port(), config.cluster.learner_ranks
+def _ranks(
+    config: Config, placement: Placement, reservation: Reservation, model_path: Path, reference_path: Path
+) -> list[ActorHandle]:
+    if not placement.ranks:
+        return []
+    address, port = reservation.address(placement.ranks[0])
     threads = {"OMP_NUM_THREADS": str(placement.learner_threads), "DS_ACCELERATOR": "cpu"}
-    actor = ray.remote(LearnerRank).options(num_cpus=placement.learner_cpus, runtime_env={"env_vars": threads})
+    actor = ray.remote(LearnerRank)
     return [
-        actor.remote(
+        actor.options(runtime_env={"env_vars": threads}, **reservation.options(seat)).remote(
             config,
             RankOptions(
                 rank=rank,
-                ranks=count,
-                address="127.0.0.1",
+                ranks=len(placement.ranks),
+                address=address,
                 port=port,
                 threads=placement.learner_threads,
                 model_path=model_path,
@@ -133,5 +152,5 @@ def _ranks(config: Config, placement: Placement, model_path: Path, reference_pat
                 total_updates=config.training.steps * config.updates_per_batch,
             ),
         )
-        for rank in range(count)
+        for rank, seat in enumerate(placement.ranks)
     ]

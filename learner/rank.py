@@ -29,9 +29,9 @@ from learner.deepspeed_engine import build_engine, gathered, join_process_group,
 from learner.lora import FOLDER
 from learner.objectives import OBJECTIVES, LossInputs, loss_options, total_loss
 from learner.policy import Policy, SampledFrom, load_policy
+from learner.push_check import check_logprobs
 from learner.schedule import learning_rate
 
-WORST_TOKEN = 100  # a single token's log-prob may differ by so many times what the mean may
 Parameters = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Tensors = dict[str, torch.Tensor]
 NamedTensors = list[tuple[str, torch.Tensor]]
@@ -185,16 +185,9 @@ class LearnerRank:
                 f"The loss of policy version {self.version} is {totals['loss']}. Lower learner.learning_rate "
                 "or learner.max_grad_norm, or use model.dtype=float32; the newest checkpoint is untouched."
             )
-        mean, worst = totals["diff"] / totals["tokens"], totals["diff_max"]
-        # Written so that a difference that is not a number is over the limit too.
-        limit = self.config.rollout.logprob_diff
-        if on_policy and not (mean <= limit and worst <= WORST_TOKEN * limit):
-            raise RunError(
-                f"The rollout workers' log-probs are not the learner's at policy version {self.version}: they "
-                f"differ by {mean:.2e} on average (limit rollout.logprob_diff={limit:g}) "
-                f"and {worst:.2e} at most (limit {WORST_TOKEN} times that). The weight "
-                "sync did not bring these weights, or the two compute differently; in bfloat16 allow more."
-            )
+        if on_policy:
+            limit = self.config.rollout.logprob_diff
+            check_logprobs(totals["diff"] / totals["tokens"], totals["diff_max"], limit, self.version)
 
     def _grad_norm(self) -> float:
         """The gradient's norm before clipping, known after the step; RunError if it is no number (or -1 for that)."""

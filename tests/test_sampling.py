@@ -18,8 +18,7 @@ from actors.rollout_worker import SampleRequest
 from actors.sampling import sample_and_verify, stream_verified
 from actors.verifier_pool import VerifierPool
 from cluster.materials import Materials, prepare
-from cluster.placement import place
-from cluster.start import _rollout, _verifier
+from cluster.start import start_rollout, start_verifier
 from configs.errors import RunError
 from configs.loading import load_config
 from configs.schema import Config
@@ -56,8 +55,8 @@ def materials(config: Config) -> Materials:
 @pytest.fixture(scope="module")
 def actors(config: Config, materials: Materials, ray_cluster: None) -> Iterator[tuple[ActorHandle, ActorHandle]]:
     """One rollout worker and one verifier."""
-    placement = place(config)
-    worker, verifier = _rollout(config, placement, materials.model_path, 0), _verifier(config, placement)
+    where = {"num_cpus": 0.2}
+    worker, verifier = start_rollout(config, where, materials.model_path, 0), start_verifier(config, where)
     ray.get([worker.ready.remote(), verifier.ready.remote()], timeout=120)
     yield worker, verifier
     ray.get(verifier.close.remote(), timeout=20)

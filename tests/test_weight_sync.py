@@ -23,7 +23,7 @@ from data.records import Completion
 from data.tokenizer import build_tokenizer
 from learner.batching import Sequence, micro_batches
 from learner.policy import Policy, SampledFrom, load_policy
-from learner.rank import WORST_TOKEN
+from learner.push_check import WORST_TOKEN
 from learner.warm_start import build_llama
 
 MEAN_LIMIT, MAX_LIMIT = Rollout().logprob_diff, WORST_TOKEN * Rollout().logprob_diff
