@@ -91,7 +91,7 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
     from cluster.interrupts import Interrupts
     from cluster.placement import place
     from cluster.preflight import check_kv_cache
-    from cluster.start import start_sampling
+    from cluster.start import start_actors
     from cluster.tasks import judging
     from data.hashing import stable_hash
     from evaluation.benchmark_run import Samplers, sample_benchmark
@@ -101,7 +101,7 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
     placement = place(config)
     check_kv_cache(config, subject.path)
     say(f"starting vLLM with {subject.path} in {workers} rollout workers")
-    actors = start_sampling(config, placement, subject.path)
+    actors = start_actors(config, placement, subject.path, subject.path, version=0)
     sampling = Sampling(request.temperature, rollout.max_completion_tokens, top_p=request.top_p)
     samplers = Samplers(
         rollouts=actors.rollouts,

@@ -15,7 +15,7 @@ from cluster.placement import Placement, Seat, free_port
 from configs.errors import RunError
 
 LOOPBACK = "127.0.0.1"
-RESERVE_SECONDS = 30.0
+RESERVE_SECONDS = 60.0
 ANSWER_SECONDS = 60.0
 
 

@@ -48,44 +48,24 @@ class Actors:
 
 
 def start_actors(config: Config, placement: Placement, model_path: Path, reference_path: Path, version: int) -> Actors:
-    """All actors, side by side, ready to work. RunError naming who did not come up in time.
+    """All actors, side by side, ready to work; an evaluation's placement has no learner ranks.
 
     model_path: the weights to begin with, of policy `version`; reference_path: the initial model's.
+    RunError naming who did not come up in time.
     """
     reservation = Reservation(placement)
-    rollouts, verifiers = _sampling(config, placement, reservation, model_path, version)
-    ranks = _ranks(config, placement, reservation, model_path, reference_path)
-    return _ready(config, reservation, rollouts, verifiers, ranks)
-
-
-def start_sampling(config: Config, placement: Placement, model_path: Path) -> Actors:
-    """Rollout workers and verifiers without learner ranks, for an evaluation; errors are those of `start_actors`."""
-    reservation = Reservation(placement)
-    rollouts, verifiers = _sampling(config, placement, reservation, model_path, 0)
-    return _ready(config, reservation, rollouts, verifiers, [])
-
-
-def _sampling(
-    config: Config, placement: Placement, reservation: Reservation, model_path: Path, version: int
-) -> tuple[list[ActorHandle], list[ActorHandle]]:
-    rollouts = [start_rollout(config, reservation.options(seat), model_path, version) for seat in placement.rollouts]
-    verifiers = [start_verifier(config, reservation.options(seat)) for seat in placement.verifiers]
-    return rollouts, verifiers
-
-
-def _ready(
-    config: Config,
-    reservation: Reservation,
-    rollouts: list[ActorHandle],
-    verifiers: list[ActorHandle],
-    ranks: list[ActorHandle],
-) -> Actors:
-    for who, actors in (("rollout worker", rollouts), ("learner rank", ranks), ("verifier", verifiers)):
-        references = [actor.ready.remote() for actor in actors]
-        option = "cluster.deadline_seconds"
-        wait_for(references, config.cluster.deadline_seconds, f"A {who} (starting)", option)
-    pool = RolloutPool(rollouts, config.cluster.deadline_seconds)
-    return Actors(pool, VerifierPool(verifiers), LearnerGroup(ranks, config.cluster.deadline_seconds), reservation)
+    try:
+        rollouts = [start_rollout(config, reservation.options(s), model_path, version) for s in placement.rollouts]
+        verifiers = [start_verifier(config, reservation.options(seat)) for seat in placement.verifiers]
+        ranks = _ranks(config, placement, reservation, model_path, reference_path)
+        seconds = config.cluster.deadline_seconds
+        for who, actors in (("rollout worker", rollouts), ("learner rank", ranks), ("verifier", verifiers)):
+            references = [actor.ready.remote() for actor in actors]
+            wait_for(references, seconds, f"A {who} (starting)", "cluster.deadline_seconds")
+    except BaseException:
+        reservation.release()
+        raise
+    return Actors(RolloutPool(rollouts, seconds), VerifierPool(verifiers), LearnerGroup(ranks, seconds), reservation)
 
 
 def connect_weights(config: Config, actors: Actors) -> None:
