@@ -116,7 +116,7 @@ def _ranks(
     if not placement.ranks:
         return []
     address, port = reservation.address(placement.ranks[0])
-    threads = {"OMP_NUM_THREADS": str(placement.learner_threads), "DS_ACCELERATOR": "cpu"}
+    threads = {"OMP_NUM_THREADS": str(placement.learner_threads)}
     actor = ray.remote(LearnerRank)
     return [
         actor.options(runtime_env={"env_vars": threads}, **reservation.options(seat)).remote(

@@ -12,10 +12,12 @@ from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 from configs.loading import dump_config
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m cluster.train") -> int:
+def main(
+    argv: Sequence[str] | None = None, prog: str = "python -m cluster.train", default_recipe: str = "quickstart"
+) -> int:
     """Parse, train, and return the exit code: 0, 1 failure, 2 usage, 130 / 143 interrupted."""
     try:
-        arguments = parse_arguments(argv, prog, "quickstart")
+        arguments = parse_arguments(argv, prog, default_recipe)
         if arguments.print_config:
             print(dump_config(arguments.config), end="")
             return 0

@@ -7,7 +7,7 @@ gradient is then the same for every budget, every packing and every number of ra
 from __future__ import annotations
 
 from collections.abc import Sequence as ListOf
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -54,6 +54,11 @@ class MicroBatch:
     old_logprobs: Float[Tensor, " tokens"] | None
     advantages: Float[Tensor, " tokens"]
     weights: Float[Tensor, " tokens"]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on a device; itself where it is already there."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return MicroBatch(**{name: None if each is None else each.to(device) for name, each in held.items()})
 
 
 Rows = list[list[int]]

@@ -21,17 +21,18 @@ from learner.policy import Policy, load_policy
 
 
 def join_process_group(rank: int, ranks: int, address: str, port: int, deadline_seconds: float) -> None:
-    """Gloo over loopback (or the given address), without compiling DeepSpeed's own CPU collectives."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    """NCCL where there is a GPU; else gloo, without compiling DeepSpeed's own CPU collectives."""
+    on_gpu = torch.cuda.is_available()
+    os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
     if address == "127.0.0.1":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    os.environ["LOCAL_RANK"] = str(rank)
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    os.environ["LOCAL_RANK"] = "0" if on_gpu else str(rank)  # Ray lets every rank see its own GPU alone
     import deepspeed
     from deepspeed.ops import __compatible_ops__
 
     __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
-        dist_backend="gloo",
+        dist_backend="nccl" if on_gpu else "gloo",
         auto_mpi_discovery=False,
         timeout=timedelta(seconds=deadline_seconds),
         init_method=f"tcp://{address}:{port}",

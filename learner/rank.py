@@ -68,7 +68,9 @@ class LearnerRank:
 
     def __init__(self, config: Config, options: RankOptions) -> None:
         torch.set_num_threads(options.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self._device.type == "cpu":  # bitwise claims are for the CPU
+            torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.config = config
         self.options = options
@@ -209,7 +211,7 @@ class LearnerRank:
             for batch in self._micro_batches(sequences, weights, indices):
                 values, _ = self._forward(self._engine, batch)
                 for index in torch.unique(batch.sequence[batch.sequence >= 0]).tolist():
-                    answers.append((index, values[batch.sequence == index].numpy()))
+                    answers.append((index, values[batch.sequence == index].cpu().numpy()))
         return answers
 
     def reset_reference(self, folder: Path) -> None:
@@ -227,7 +229,7 @@ class LearnerRank:
         self, sequences: ListOf[Sequence], weights: ListOf[float], indices: ListOf[int]
     ) -> list[MicroBatch]:
         learner = self.config.learner
-        return micro_batches(
+        batches = micro_batches(
             sequences,
             weights,
             indices,
@@ -236,6 +238,7 @@ class LearnerRank:
             rank=self.options.rank,
             ranks=self.options.ranks,
         )
+        return [batch.to(self._device) for batch in batches]
 
     def _forward(self, module: Any, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         return module(batch.input_ids, batch.position_ids, batch.rows, batch.columns, batch.targets, self._sampled_from)
@@ -245,7 +248,7 @@ class LearnerRank:
         if self._policy.adapters:
             return self._engine
         policy = load_policy(path, self.config.model.dtype, self.config.learner.logprob_chunk_tokens, False)
-        return policy.requires_grad_(False)
+        return policy.requires_grad_(False).to(self._device)
 
     # -- weights out ------------------------------------------------------------------------------
 
@@ -282,14 +285,16 @@ class LearnerRank:
         copies: dict[str, torch.Tensor] = {}
         for bucket in self._gathered([[name] for name in self._policy.named_weights()]):
             if self.options.rank == 0:
-                copies |= {name: tensor.clone() for name, tensor in bucket}
+                copies |= {name: tensor.to("cpu", copy=True) for name, tensor in bucket}
         return copies
 
     def _whole_adapters(self) -> dict[str, torch.Tensor]:
         """The same for the adapters, named as in peft's files."""
         parts = self._policy.adapters.named_parameters()
         with gathered(list(parts.values()), self.config.learner.zero_stage):
-            return {name: p.detach().clone() for name, p in parts.items()} if self.options.rank == 0 else {}
+            return (
+                {name: p.detach().to("cpu", copy=True) for name, p in parts.items()} if self.options.rank == 0 else {}
+            )
 
     def begin_save(self, folder: Path) -> None:
         """Copy this rank's state in memory and write it in the background: trainer state of every rank,

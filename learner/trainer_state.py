@@ -33,11 +33,11 @@ def snapshot(engine: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     tensors: dict[str, torch.Tensor] = {}
     scalars: dict[str, Any] = {}
     for index, master in enumerate(master_tensors(engine)):
-        tensors[f"master.{index}"] = master.detach().clone()
+        tensors[f"master.{index}"] = master.detach().to("cpu", copy=True)
         for key, value in engine.basic_optimizer.state.get(master, {}).items():
             name = f"state.{index}.{key}"
             if isinstance(value, torch.Tensor):
-                tensors[name] = value.detach().clone().contiguous()
+                tensors[name] = value.detach().to("cpu", copy=True).contiguous()
             else:
                 scalars[name] = value
     return tensors, scalars
@@ -63,7 +63,12 @@ def restore(engine: Any, tensors: dict[str, torch.Tensor], scalars: dict[str, An
         for index, master in enumerate(masters):
             master.data.copy_(tensors[f"master.{index}"])
             if index in states:
-                engine.basic_optimizer.state[master] = states[index]
+                engine.basic_optimizer.state[master] = _beside(states[index], master.device)
+
+
+def _beside(state: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """An optimizer's state where its master is; AdamW's step count stays in the CPU's memory."""
+    return {k: v.to(device) if isinstance(v, torch.Tensor) and v.ndim else v for k, v in state.items()}
 
 
 def write(folder: Path, rank: int, tensors: dict[str, torch.Tensor], scalars: dict[str, Any]) -> None:

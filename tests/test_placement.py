@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import ray
@@ -128,3 +129,11 @@ def test_what_others_hold_is_not_waited_for_long(ray_cluster: None, monkeypatch:
         remove_placement_group(others)
     monkeypatch.setattr(reservation, "RESERVE_SECONDS", 20.0)
     Reservation(arrange(config(), 0, 2)).release()
+
+
+def test_a_machine_with_a_gpu_takes_the_recipe_for_one(tmp_path: Path) -> None:
+    from run_local import default_recipe
+
+    (tmp_path / "driver").touch()
+    assert default_recipe(tmp_path / "driver") == "tyagi_gsm8k_single_gpu"
+    assert default_recipe(tmp_path / "none") == "quickstart"
