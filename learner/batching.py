@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,8 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same on a device; itself where it is already there."""
         held = {field.name: getattr(self, field.name) for field in fields(self)}
-        return MicroBatch(**{name: None if each is None else each.to(device) for name, each in held.items()})
+        moved: dict[str, Any] = {name: None if each is None else each.to(device) for name, each in held.items()}
+        return MicroBatch(**moved)
 
 
 Rows = list[list[int]]
