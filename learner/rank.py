@@ -28,6 +28,7 @@ from learner.collectives import from_rank_0, max_over_ranks, sum_over_ranks
 from learner.deepspeed_engine import build_engine, gathered, join_process_group, whole_shape
 from learner.lora import FOLDER
 from learner.objectives import OBJECTIVES, LossInputs, loss_options, total_loss
+from learner.offload import OptimizerOffload
 from learner.policy import Policy, SampledFrom, load_policy
 from learner.push_check import check_logprobs
 from learner.schedule import learning_rate
@@ -79,6 +80,7 @@ class LearnerRank:
         join_process_group(options.rank, options.ranks, options.address, options.port, deadline)
         self._engine = build_engine(config, options.model_path, options.reference_path)
         self._policy: Policy = self._engine.module
+        self._offload = OptimizerOffload(self._engine, self._device)
         # Read now: a checkpoint that the run was resumed from is deleted in time.
         self._tokenizer = AutoTokenizer.from_pretrained(options.model_path)
         self._loss_options = loss_options(config.learner)
@@ -249,6 +251,13 @@ class LearnerRank:
             return self._engine
         policy = load_policy(path, self.config.model.dtype, self.config.learner.logprob_chunk_tokens, False)
         return policy.requires_grad_(False).to(self._device)
+
+    def sleep(self) -> None:
+        """Give the optimizer's memory on the GPU to whoever shares it; `wake` takes it back."""
+        self._offload.sleep()
+
+    def wake(self) -> None:
+        self._offload.wake()
 
     # -- weights out ------------------------------------------------------------------------------
 

@@ -108,4 +108,5 @@ MUTANTS: dict[str, AbstractContextManager[Any]] = {
     ),
     "loss normalised by what is left": patch.object(learner.rank, "token_weights", _weights_of_survivors),
     "a step on nothing": patch.object(learner.rank, "kept", _keeping_one),
+    "moments lost in sleep": patch.object(LearnerRank, "wake", lambda self: self._engine.basic_optimizer.state.clear()),
 }

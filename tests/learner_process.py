@@ -69,6 +69,10 @@ def act(rank: LearnerRank, model: Path, name: str, argument: Any) -> Any:
     if name == "save":
         rank.begin_save(Path(argument))
         return rank.saved(wait=True)
+    if name == "sleep":
+        rank.sleep()
+        rank.sleep()  # a second time is nothing
+        return rank.wake()
     raise ValueError(f"no action {name!r}")
 
 

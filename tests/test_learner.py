@@ -119,6 +119,13 @@ BF16 = [  # at a rate that moves a norm's weight of 1 by more than a bfloat16
     Case(zero, dtype="bfloat16", optimizer="adamw_cpu", use="train", learner=(("learning_rate", 5e-3),))
     for zero in (1, 2, 3)
 ]
+SLEEPS = [  # between two updates the optimizer's tensors lie elsewhere
+    *(Case(z, optimizer=o, use="sleep", learner=SCHEDULE) for z in range(4) for o in ("adamw", "adamw_8bit")),
+    *(Case(z, dtype="bfloat16", optimizer="adamw_8bit", use="sleep", learner=SCHEDULE) for z in range(4)),
+    Case(2, ranks=2, optimizer="adamw_cpu", dtype="bfloat16", use="sleep", learner=SCHEDULE),
+    Case(3, ranks=2, optimizer="adamw_8bit", use="sleep", learner=SCHEDULE),
+]
+FORGETFUL = Case(2, use="sleep", mutant="moments lost in sleep", learner=SCHEDULE)
 DECAYS = [
     Case(z, optimizer=o, use="decay", learner=(("weight_decay", 0.1), ("learning_rate", 0.1), *NO_KL))
     for z, o in ((0, "adamw"), (1, "adamw_8bit"), (2, "adamw_8bit"), (3, "adamw"))
@@ -224,6 +231,11 @@ class Jobs:
         before = [update(BATCH), update(OTHER_BATCH), self.weights(f"{case.name}-saved"), self.save(case.name)]
         return Job(case, [*before, update(BATCH), self.weights(case.name)])
 
+    def sleep(self, case: Case) -> list[Job]:
+        """Two updates with a sleep between, and the two without it."""
+        slept = [update(BATCH), ["sleep", None], update(OTHER_BATCH), self.weights(case.name)]
+        return [Job(case, slept), self.without(case)]
+
     def resumed(self, case: Case) -> Job:
         checkpoint = self.folder / f"{case.name}-checkpoint"
         return Job(case, [update(BATCH), self.weights(f"{case.name}-resumed")], resume=checkpoint, suffix="-resumed")
@@ -239,6 +251,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     jobs += [make.step(case, TRUNCATED) for case in OBJECTIVES]
     jobs += [make.step(case, HALF_FLAT) for case in [*FILTERED, *RENORMALISED, *UNFILTERED]]
     jobs += [job for case in EMPTIED for job in make.empty(case)] + make.empty(STEP_ON_NOTHING)[:1]
+    jobs += [job for case in [*SLEEPS, FORGETFUL] for job in make.sleep(case)]
     jobs += [*map(make.train, BF16), *map(make.decay, DECAYS), *map(make.overflow, OVERFLOWS)]
     jobs += [job for case in REFUSALS for job in make.refuse(case)]
     jobs += map(make.saved, SAVES)
@@ -404,6 +417,26 @@ def test_a_gradient_that_overflows_under_a_finite_loss_stops_the_run(case: Case,
     answer, version, _ = outcomes.answers[case.name]
     assert "The gradient of policy version 0 overflowed" in answer["error"]
     assert version == 0
+
+
+# -- sleep ----------------------------------------------------------------------------------------
+
+
+def asleep_and_not(case: Case, outcomes: Outcomes) -> bool:
+    """Whether metrics and weights after a sleep are, to the last bit, those without one."""
+    *_, after, version = outcomes.answers[case.name][:4]
+    alone = outcomes.answers[case.name + "-without"]
+    weights, without = outcomes.weights(case.name), outcomes.weights(f"{case.name}-without")
+    return (after, version) == (alone[1], alone[2]) and all(torch.equal(weights[n], without[n]) for n in without)
+
+
+@pytest.mark.parametrize("case", SLEEPS, ids=ids(SLEEPS))
+def test_an_optimizer_that_slept_goes_on_bit_for_bit(case: Case, outcomes: Outcomes) -> None:
+    assert asleep_and_not(case, outcomes)
+
+
+def test_moments_lost_in_sleep_would_be_seen(outcomes: Outcomes) -> None:
+    assert not asleep_and_not(FORGETFUL, outcomes)
 
 
 # -- save and restore -----------------------------------------------------------------------------
