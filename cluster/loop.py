@@ -93,7 +93,7 @@ def train_step(run: Run, step: int) -> None:
     clock.add("update", clock.lap())
     if learned["policy/updates"]:
         run.version += int(learned["policy/updates"])
-        run.actors.learner.sync_weights()
+        learned |= run.actors.learner.sync_weights()
     clock.add("sync", clock.lap())
     run.checkpoints.poll(run.actors.learner)
     metrics = {**group_metrics(sampled.groups), **learned, "policy/version": float(run.version)}

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
-from actors.engine import BLOCK_SIZE, CPU_ENVIRONMENT, EngineOptions
+from actors.engine import BLOCK_SIZE, Device, EngineOptions, environment
 from actors.rollout_pool import RolloutPool
 from actors.rollout_worker import RolloutWorker
 from actors.verifier import Verifier
@@ -18,13 +17,16 @@ from actors.waiting import wait_for
 from cluster.learner_group import LearnerGroup
 from cluster.placement import Placement, free_port
 from cluster.weight_sender import WeightSender
-from cluster.weight_transport import TRANSPORT, register_transport
+from cluster.weight_sender_cpu import SharedMemorySender
+from cluster.weight_sender_cuda import CudaIpcSender, NcclSender
+from cluster.weight_transport import CUDA_IPC, SHARED_MEMORY, WORKER_EXTENSION, transport_of
 from configs.schema import Config
 from learner.rank import LearnerRank, RankOptions
 
 MIB = 2**20
 CONCURRENT_CALLS = 4
 CLOSE_SECONDS = 20.0
+DEVICE: Device = "cpu"  # where the rollout workers' engines compute
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class Actors:
 
     def stop(self) -> None:
         """End every actor; whoever does not close in time is killed all the same."""
-        actors = [*self.verifiers.verifiers, *self.learner.ranks]
+        actors = [*self.verifiers.verifiers, *self.learner.ranks, *self.rollouts.workers]
         ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=CLOSE_SECONDS)
-        for actor in [*actors, *self.rollouts.workers]:
+        for actor in actors:
             ray.kill(actor)
 
 
@@ -73,18 +75,21 @@ def _ready(
 
 def connect_weights(config: Config, actors: Actors) -> None:
     """Give the learner its way to the rollout workers."""
-    sender = WeightSender(WorkerCalls(actors.rollouts), config.cluster.sync_bucket_mb * MIB)
-    actors.learner.call("connect", sender)
+    actors.learner.call("connect", weight_sender(config, actors.rollouts))
 
 
-class WorkerCalls:
-    """`call(method, arguments)` on every rollout worker: what the weight sender drives, from rank 0."""
+def weight_sender(config: Config, rollouts: RolloutPool) -> WeightSender:
+    """The learner's end of the transport that `engine_options` gives the workers."""
+    transport, bucket_bytes = _transport(config), config.cluster.sync_bucket_mb * MIB
+    if transport == SHARED_MEMORY:
+        return SharedMemorySender(rollouts.weight_transfer, bucket_bytes)
+    if transport == CUDA_IPC:
+        return CudaIpcSender(rollouts.weight_transfer, bucket_bytes)
+    return NcclSender(rollouts.weight_transfer, bucket_bytes, len(rollouts.workers), config.rollout.tensor_parallel)
 
-    def __init__(self, rollouts: RolloutPool) -> None:
-        self._rollouts = rollouts
 
-    def __call__(self, method: str, arguments: dict[str, Any]) -> None:
-        self._rollouts.weight_transfer(method, arguments)
+def _transport(config: Config) -> str:
+    return transport_of(DEVICE, config.cluster.resolved_placement)
 
 
 def engine_options(config: Config, model_path: Path) -> EngineOptions:
@@ -96,7 +101,11 @@ def engine_options(config: Config, model_path: Path) -> EngineOptions:
         max_running=config.rollout.max_running,
         block_size=BLOCK_SIZE,
         kv_cache_bytes=config.rollout.kv_cache_mb * MIB,
-        transport=TRANSPORT,
+        transport=_transport(config),
+        worker_extension=WORKER_EXTENSION,
+        tensor_parallel=config.rollout.tensor_parallel,
+        device=DEVICE,
+        sleeps=DEVICE == "cuda" and config.cluster.resolved_placement == "colocated",
     )
 
 
@@ -104,10 +113,10 @@ def _rollout(config: Config, placement: Placement, model_path: Path, version: in
     options = {
         "num_cpus": placement.rollout_cpus,
         "max_concurrency": CONCURRENT_CALLS,
-        "runtime_env": {"env_vars": CPU_ENVIRONMENT},
+        "runtime_env": {"env_vars": environment(DEVICE)},
     }
     actor = ray.remote(RolloutWorker).options(**options)
-    return actor.remote(engine_options(config, model_path), register_transport, version)
+    return actor.remote(engine_options(config, model_path), config.cluster.deadline_seconds, version)
 
 
 def _verifier(config: Config, placement: Placement) -> ActorHandle:
