@@ -18,7 +18,9 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from cluster.stopwatch import Stopwatch
 from cluster.weight_transport import CUDA_IPC, NCCL, SHARED_MEMORY
@@ -38,8 +40,10 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
         self._expected: set[str] = set()
         self._received: set[str] = set()
         self._loaded: set[str] = set()
-        for method in {id(m): m for layer in self.model.modules() if (m := _quant_method(layer))}.values():
-            method.process_weights_after_loading = self._timed_repack(method.process_weights_after_loading)
+        for layer in self.model.modules():
+            method = getattr(layer, "quant_method", None)
+            if hasattr(method, "process_weights_after_loading"):
+                method.process_weights_after_loading = self._repacking(layer, method.process_weights_after_loading)
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> Any:
         """Beside what the transport needs comes `names`: every parameter that an update must bring."""
@@ -84,18 +88,18 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
         if head is not None and getattr(self.model.config, "tie_word_embeddings", False):
             head.quant_method.process_weights_after_loading(head)
 
-    def _timed_repack(self, repack: Callable[[torch.nn.Module], None]) -> Callable[[torch.nn.Module], None]:
+    def _repacking(
+        self, layer: torch.nn.Module, repack: Callable[[torch.nn.Module], None]
+    ) -> Callable[[torch.nn.Module], None]:
+        """`repack`, timed; nothing for an input embedding, which vLLM packs too but only looks up."""
+        if isinstance(layer, VocabParallelEmbedding) and not isinstance(layer, ParallelLMHead):
+            return lambda layer: None
+
         def timed(layer: torch.nn.Module) -> None:
             with self.watch.part("repack"):
                 repack(layer)
 
         return timed
-
-
-def _quant_method(layer: torch.nn.Module) -> Any:
-    """What brings the layer's weights into the form it computes with; None for most."""
-    method = getattr(layer, "quant_method", None)
-    return method if hasattr(method, "process_weights_after_loading") else None
 
 
 class UpdateSeconds:
@@ -138,8 +142,6 @@ class SharedMemoryEngine(WholeUpdates):
             os.close(descriptor)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
-        """Copy the tensors out of the bucket and load them. vLLM keeps references to what it is given
-        until the layer is complete, perhaps into the next bucket: hence the copy."""
         if self._memory is None:
             raise RuntimeError("weights came before init_weight_transfer_engine")
         weights = []
@@ -147,8 +149,17 @@ class SharedMemoryEngine(WholeUpdates):
             view = torch.frombuffer(
                 self._memory, dtype=getattr(torch, dtype), count=torch.Size(shape).numel(), offset=offset
             )
-            weights.append((name, view.view(shape).clone()))
+            weights.append((name, view.view(shape)))
         self.model.load_weights(weights)
+        self._copy_what_is_kept({view.data_ptr() for _, view in weights})
+
+    def _copy_what_is_kept(self, addresses: set[int]) -> None:
+        """vLLM keeps the tensors of a layer until it has all of them, and by then the bucket holds others."""
+        for layer in self.model.modules():
+            for _, arguments in get_layerwise_info(layer).loaded_weights:
+                for name, value in arguments.arguments.items():
+                    if isinstance(value, torch.Tensor) and value.data_ptr() in addresses:
+                        arguments.arguments[name] = value.clone()
 
     def shutdown(self) -> None:
         self._memory = None

@@ -1,7 +1,8 @@
 """Weights through shared memory, where the rollout workers compute on a CPU.
 
-The bucket is a file in /dev/shm that every worker process maps when the sender opens it; its name
-is then removed at once, so nothing is left behind however a process dies.
+The memory is a file in /dev/shm that every worker process maps when the sender opens it; its name
+is then removed at once, so nothing is left behind however a process dies. It has two halves: while the
+workers load a bucket out of one, the learner fills the other.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import mmap
 import os
 import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from cluster.weight_sender import WeightSender, aligned_bytes
+from cluster.weight_sender import Call, WeightSender, aligned_bytes
 from configs.errors import RunError
 from learner.whole_weights import NamedTensors
 
 SHARED_MEMORY = "/dev/shm"
+HALVES = 2
 
 Entry = tuple[str, str, tuple[int, ...], int]
 
@@ -24,10 +27,14 @@ Entry = tuple[str, str, tuple[int, ...], int]
 class SharedMemorySender(WeightSender):
     """Copies each bucket into the shared memory and has the workers load it from there."""
 
+    def __init__(self, call: Call, bucket_bytes: int) -> None:
+        super().__init__(call, bucket_bytes // HALVES)
+
     def _open(self) -> None:
         if not self._leads:
             return
-        size = self._largest
+        self._half = self._largest
+        size = self._half * min(HALVES, len(self._plan))
         path = f"{SHARED_MEMORY}/pocketgrpo-{uuid.uuid4().hex}"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
@@ -50,15 +57,21 @@ class SharedMemorySender(WeightSender):
                 pass
             return
         self._updates.start_weight_update()
-        for tensors in self._gathered():
-            with self._watch.part("copy"):
-                entries = self._fill(tensors)
-            self._updates.update_weights({"entries": entries})
+        with ThreadPoolExecutor(1) as caller:
+            loading: Future[None] | None = None
+            for number, tensors in enumerate(self._gathered()):
+                with self._watch.part("copy"):
+                    entries = self._fill(tensors, number % HALVES * self._half)
+                if loading:
+                    loading.result()
+                loading = caller.submit(self._updates.update_weights, {"entries": entries})
+            if loading:
+                loading.result()
         self._updates.finish_weight_update()
 
-    def _fill(self, tensors: NamedTensors) -> list[Entry]:
-        """Copy tensors into the bucket; returns (name, dtype, shape, offset in bytes) of each."""
-        entries, offset = [], 0
+    def _fill(self, tensors: NamedTensors, offset: int) -> list[Entry]:
+        """Copy tensors to `offset`, in bytes, and on; returns (name, dtype, shape, offset) of each."""
+        entries = []
         for name, tensor in tensors:
             numel, dtype = tensor.numel(), tensor.dtype
             target = torch.frombuffer(self._memory, dtype=dtype, count=numel, offset=offset)

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from actors.engine import Engine, EngineOptions, Sampling
 from cluster import weight_receiver
 from cluster.weight_sender import aligned_bytes, plan_buckets
-from cluster.weight_sender_cpu import SharedMemorySender
+from cluster.weight_sender_cpu import HALVES, SharedMemorySender
 from cluster.weight_transport import SHARED_MEMORY, WORKER_EXTENSION
 from configs.schema import Rollout, WarmStart
 from data.records import Completion
@@ -244,7 +244,7 @@ def test_a_seeded_completion_does_not_depend_on_who_shares_its_batch(rig: Rig) -
 def test_an_update_is_one_start_one_call_a_bucket_and_one_finish(rig: Rig) -> None:
     rig.calls.clear()
     rig.sync(rig.policy)
-    buckets = len(plan_buckets(rig.given.shapes, BUCKET_BYTES))
+    buckets = len(plan_buckets(rig.given.shapes, BUCKET_BYTES // HALVES))
     assert buckets > 1
     assert rig.calls == ["start_weight_update", *["update_weights"] * buckets, "finish_weight_update"]
 
