@@ -6,17 +6,10 @@ Without arguments: the quickstart, or where there is a GPU the recipe for a sing
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
+from cluster.gpu import has_gpu
 from cluster.train import main
 
-ON_A_GPU, ON_A_CPU = "tyagi_gsm8k_single_gpu", "quickstart"
-
-
-def default_recipe(device: Path = Path("/dev/nvidiactl")) -> str:
-    """The recipe for this machine, by whether NVIDIA's driver is there; nothing slow is imported to find out."""
-    return ON_A_GPU if device.exists() else ON_A_CPU
-
-
 if __name__ == "__main__":
-    sys.exit(main(prog="python run_local.py", default_recipe=default_recipe()))
+    recipe = "tyagi_gsm8k_single_gpu" if has_gpu() else "quickstart"
+    sys.exit(main(prog="python run_local.py", default_recipe=recipe))

@@ -1,16 +1,16 @@
 """vLLM's engine, one step at a time. The only sampling-side file that knows vLLM.
 
-In-process and eager: on one CPU thread its output is bitwise independent of the batch a request
-shares, so a seed per completion is all that exact resume needs.
+It schedules in this process. On a CPU it is eager, and on one thread its output is bitwise independent of the
+batch a request shares, so a seed per completion is all that exact resume needs. Tensor parallel, the model is in
+worker processes of vLLM's.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,23 +20,41 @@ if TYPE_CHECKING:
     from vllm import LLMEngine
     from vllm.outputs import RequestOutput
 
+Device = Literal["cpu", "cuda"]
+
 # Read by vLLM and OpenMP when they are imported, so the hosting process needs them from its start.
-CPU_ENVIRONMENT = {
+ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles a log-prob helper even when eager; that needs a C++ compiler
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+}
+CPU_ENVIRONMENT = ENVIRONMENT | {
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles a log-prob helper even when eager; that needs a C++ compiler
+    # Memory once used stays for the next weight update, which otherwise spends a third of its time on getting pages.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
 
 BLOCK_SIZE = 32  # tokens of a KV-cache block; vLLM's 128 on CPU caches no prompt shorter than that
 
 
+def environment(device: Device) -> dict[str, str]:
+    """What the process that hosts an engine on this device must have in its environment."""
+    return CPU_ENVIRONMENT if device == "cpu" else ENVIRONMENT
+
+
 @dataclass(frozen=True)
 class EngineOptions:
-    """What an engine needs to know. kv_cache_bytes in bytes; max_tokens is prompt plus completion."""
+    """What an engine needs to know. kv_cache_bytes in bytes; max_tokens is prompt plus completion.
+
+    transport: the weight-transfer backend, which vLLM's worker processes know once they have imported the class
+    worker_extension (its path), which also has `update_seconds`. tensor_parallel: GPUs, or processes on a CPU,
+    that share the model and the cache. sleeps: whether it will be asked to sleep, on a GPU.
+    """
 
     model_path: Path
     dtype: str
@@ -45,6 +63,10 @@ class EngineOptions:
     block_size: int
     kv_cache_bytes: int
     transport: str
+    worker_extension: str
+    tensor_parallel: int = 1
+    device: Device = "cpu"
+    sleeps: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,23 +89,19 @@ class _Running:
 
 
 class Engine:
-    """One vLLM engine. Not thread-safe: every call comes from the thread that built it.
+    """One vLLM engine. Not thread-safe: every call comes from the thread that built it."""
 
-    register_transport: called before vLLM starts, registers the weight-transfer backend named by
-    `options.transport` (it lives elsewhere; this file knows only vLLM's interface for it).
-    """
-
-    def __init__(self, options: EngineOptions, register_transport: Callable[[], None]) -> None:
-        os.environ.update(CPU_ENVIRONMENT)
+    def __init__(self, options: EngineOptions) -> None:
+        os.environ.update(environment(options.device))
         from transformers import AutoTokenizer
         from vllm import EngineArgs, LLMEngine
         from vllm.config import WeightTransferConfig
 
-        register_transport()
         self.version = 0
         self.cached_tokens = 0
         self._tokenizer = AutoTokenizer.from_pretrained(options.model_path)
         self._running: dict[str, _Running] = {}
+        self._sleeps = options.sleeps
         arguments = EngineArgs(
             model=str(options.model_path),
             dtype=options.dtype,
@@ -91,14 +109,16 @@ class Engine:
             max_num_seqs=options.max_running,
             max_num_batched_tokens=max(options.max_tokens, 8192),
             block_size=options.block_size,
-            kv_cache_memory_bytes=options.kv_cache_bytes,
-            enforce_eager=True,
+            kv_cache_memory_bytes=options.kv_cache_bytes // options.tensor_parallel,
             enable_prefix_caching=True,
-            distributed_executor_backend="uni",
+            tensor_parallel_size=options.tensor_parallel,
+            distributed_executor_backend="uni" if options.tensor_parallel == 1 else "mp",
+            worker_extension_cls=options.worker_extension,
             logprobs_mode="processed_logprobs",
             weight_transfer_config=WeightTransferConfig(backend=options.transport),
             disable_log_stats=True,
             seed=0,
+            **_device_arguments(options),
         )
         self._engine: LLMEngine = LLMEngine.from_engine_args(arguments)
 
@@ -158,6 +178,27 @@ class Engine:
         """One call of vLLM's weight-transfer interface (init_weight_transfer_engine, start_weight_update, …)."""
         self._engine.collective_rpc(call, kwargs=arguments)
 
+    def update_seconds(self) -> dict[str, float]:
+        """Seconds of the last weight update in the slowest worker process, by part."""
+        answers = self._engine.collective_rpc("update_seconds")
+        return {part: max(answer[part] for answer in answers) for part in answers[0]}
+
+    def sleep(self) -> None:
+        """Weights to the CPU's memory, cache forgotten; nothing may be running. Nothing where it does not sleep."""
+        if self._sleeps:
+            if self.busy:
+                raise RuntimeError(f"the engine cannot sleep: {len(self._running)} completions are under way")
+            self._engine.sleep(level=1)
+
+    def wake_up(self, what: Literal["weights", "kv_cache"]) -> None:
+        """Have the weights, which an update needs, or the cache, which sampling needs too, on the GPU again."""
+        if self._sleeps:
+            self._engine.wake_up([what])
+
+    def close(self) -> None:
+        """End vLLM's worker processes, if it has any."""
+        self._engine.engine_core.shutdown()
+
     def set_version(self, version: int) -> None:
         """Stamp what is sampled from now on, running requests included, with this policy version."""
         states = self._engine.output_processor.request_states
@@ -165,6 +206,14 @@ class Engine:
             detokenizer = states[_internal_id(states, request_id)].detokenizer
             request.marks.append((detokenizer.num_output_tokens() if detokenizer else 0, version))
         self.version = version
+
+
+def _device_arguments(options: EngineOptions) -> dict[str, Any]:
+    """What of vLLM's arguments hangs on the device."""
+    if options.device == "cpu":
+        return {"enforce_eager": True}
+    # Asynchronous scheduling has a step in flight between two calls of `step`, sampled with the old weights.
+    return {"enforce_eager": False, "enable_sleep_mode": options.sleeps, "async_scheduling": False}
 
 
 def _internal_id(states: dict[str, Any], request_id: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.actor import ActorHandle
@@ -51,9 +51,19 @@ class RolloutPool:
     def probed(self, references: list[ray.ObjectRef]) -> list[Group]:
         return self._all(references, "probe")
 
-    def weight_transfer(self, call: str, arguments: dict[str, Any]) -> None:
-        """Run a weight-transfer call on every worker and wait for all."""
-        self._all([w.weight_transfer.remote(call, arguments) for w in self.workers], call)
+    def weight_transfer(self, call: str, arguments: dict[str, Any] | list[dict[str, Any]]) -> list[dict[str, float]]:
+        """Run a weight-transfer call on every worker and wait for all answers. A list has arguments for each."""
+        each = arguments if isinstance(arguments, list) else [arguments] * len(self.workers)
+        pairs = zip(self.workers, each, strict=True)
+        return self._all([worker.weight_transfer.remote(call, own) for worker, own in pairs], call)
+
+    def sleep(self) -> None:
+        """Have every worker free its GPU for the learner; on a CPU nothing."""
+        self._all([worker.sleep.remote() for worker in self.workers], "sleep")
+
+    def wake_up(self, what: Literal["weights", "kv_cache"]) -> None:
+        """Weights before a weight update, the cache before sampling."""
+        self._all([worker.wake_up.remote(what) for worker in self.workers], "wake up")
 
     def _all(self, references: list[ray.ObjectRef], what: str) -> list[Any]:
         return wait_for(references, self._deadline_seconds, f"A rollout worker ({what})", "cluster.deadline_seconds")

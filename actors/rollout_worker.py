@@ -13,11 +13,19 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from actors.engine import Engine, EngineOptions, Sampling
+from actors.waiting import Deadline
+from configs.errors import RunError
 from data.records import Completion, Group, Prompt
 from data.sampler import completion_seed
+
+START, FINISH = "start_weight_update", "finish_weight_update"
+
+
+class HalfLoaded(RunError):
+    """A weight update that began and did not end; what the worker would sample now comes from no policy."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +47,12 @@ class _Pending:
 
 
 class RolloutWorker:
-    """Samples groups. `submit` queues prompts, `take` hands out groups as they finish."""
+    """Samples groups. `submit` queues prompts, `take` hands out groups as they finish.
 
-    def __init__(self, options: EngineOptions, register_transport: Callable[[], None], version: int = 0) -> None:
+    deadline_seconds: between two calls of one weight update, during which nothing is decoded.
+    """
+
+    def __init__(self, options: EngineOptions, deadline_seconds: float, version: int = 0) -> None:
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = queue.SimpleQueue()
         self._finished: deque[Group] = deque()
         self._news = threading.Condition()
@@ -50,11 +61,10 @@ class RolloutWorker:
         self._owner: dict[str, int] = {}
         self._probes: dict[str, tuple[Prompt, Future[Group]]] = {}
         self._submitted = 0
-        self._changing = False
         self._engine: Engine | None = None
-        self._thread = threading.Thread(
-            target=self._run, args=(options, register_transport, version), name="engine", daemon=True
-        )
+        self._deadline_seconds = deadline_seconds
+        self._update: Deadline | None = None  # for the next call, while a weight update is under way
+        self._thread = threading.Thread(target=self._run, args=(options, version), name="engine", daemon=True)
         self._thread.start()
 
     # -- called from outside, by any thread -----------------------------------------------------------
@@ -78,12 +88,26 @@ class RolloutWorker:
             self._finished.clear()
             return groups
 
-    def weight_transfer(self, call: str, arguments: dict[str, Any]) -> None:
-        """One call of vLLM's weight-transfer interface, between two decode steps.
+    def weight_transfer(self, call: str, arguments: dict[str, Any]) -> dict[str, float]:
+        """One call of vLLM's weight-transfer interface, between two decode steps; from start_weight_update to
+        finish_weight_update there are none.
 
-        finish_weight_update also takes `version`, the policy version of what is sampled from then on.
+        finish_weight_update also takes `version`, the policy version of what is sampled from then on, and
+        answers with the seconds that the update took here, by part.
         """
-        self._between_steps(lambda: self._transfer(call, dict(arguments)))
+        return self._between_steps(lambda: self._transfer(call, dict(arguments)))
+
+    def sleep(self) -> None:
+        """Free the GPU's memory for the learner; on a CPU nothing."""
+        self._between_steps(lambda: self._the_engine.sleep())
+
+    def wake_up(self, what: Literal["weights", "kv_cache"]) -> None:
+        """Weights before a weight update, the cache before sampling."""
+        self._between_steps(lambda: self._the_engine.wake_up(what))
+
+    def close(self) -> None:
+        """End the processes that share the model."""
+        self._between_steps(lambda: self._the_engine.close())
 
     def probe(self, prompt: Prompt, request: SampleRequest) -> Group:
         """A group of one completion with the weights that are in use now, beside whatever else is under way."""
@@ -110,9 +134,9 @@ class RolloutWorker:
         assert self._engine is not None
         return self._engine
 
-    def _run(self, options: EngineOptions, register_transport: Callable[[], None], version: int) -> None:
+    def _run(self, options: EngineOptions, version: int) -> None:
         try:
-            self._engine = Engine(options, register_transport)
+            self._engine = Engine(options)
             self._engine.version = version
             while True:
                 self._do_jobs()
@@ -122,13 +146,26 @@ class RolloutWorker:
             self._fail(error)
 
     def _do_jobs(self) -> None:
-        """Everything that waits between steps; with nothing to decode, wait for the next job."""
-        while not self._jobs.empty() or not self._the_engine.busy or self._changing:
-            job, answer = self._jobs.get()
+        """Everything that waits between steps; with nothing to decode, or half an update, wait for the next job."""
+        while not self._jobs.empty() or not self._the_engine.busy or self._update:
+            job, answer = self._next_job()
             try:
                 answer.set_result(job())
+            except HalfLoaded as error:
+                answer.set_exception(error)
+                raise
             except Exception as error:  # noqa: BLE001 - belongs to the caller, who raises it
                 answer.set_exception(error)
+
+    def _next_job(self) -> tuple[Callable[[], Any], Future[Any]]:
+        try:
+            return self._jobs.get(timeout=self._update.left if self._update else None)
+        except queue.Empty:
+            raise HalfLoaded(
+                f"A weight update began and {self._deadline_seconds:g} s after its last call has not gone on, so the "
+                "rollout worker has half-loaded weights. Its sender, learner rank 0, has died or hangs: look at the "
+                "Ray dashboard, or raise cluster.deadline_seconds."
+            ) from None
 
     def _decode(self) -> None:
         for request_id, completion in self._the_engine.step():
@@ -167,15 +204,21 @@ class RolloutWorker:
         seed = completion_seed(request.seed, prompt.visit, 0)
         self._the_engine.add(request_id, 0, list(prompt.token_ids), seed, request.sampling)
 
-    def _transfer(self, call: str, arguments: dict[str, Any]) -> None:
+    def _transfer(self, call: str, arguments: dict[str, Any]) -> dict[str, float]:
         version = arguments.pop("version", None)
-        if call == "start_weight_update":
-            self._changing = True  # from here to the finish the weights are of no policy: nothing is decoded
-        self._the_engine.weight_transfer(call, **arguments)
-        if call == "finish_weight_update":
-            self._changing = False
-        if version is not None:
-            self._the_engine.set_version(version)
+        if call == START or self._update:
+            self._update = Deadline(self._deadline_seconds)
+        try:
+            self._the_engine.weight_transfer(call, **arguments)
+        except Exception as error:
+            if not self._update:
+                raise
+            raise HalfLoaded(f"A weight update failed half way in a rollout worker ({call}): {error}") from error
+        if call != FINISH:
+            return {}
+        self._the_engine.set_version(version)
+        self._update = None
+        return self._the_engine.update_seconds()
 
     def _fail(self, error: BaseException) -> None:
         with self._news:

@@ -34,9 +34,9 @@ class LearnerGroup:
         answers = [pair for share in self.call("logprobs", ray.put(sequences)) for pair in share]
         return with_old_logprobs(sequences, answers)
 
-    def sync_weights(self) -> None:
-        """Push the weights to the rollout workers."""
-        self.call("sync_weights")
+    def sync_weights(self) -> dict[str, float]:
+        """Push the weights to the rollout workers; metrics: seconds of the parts of it."""
+        return {f"time/sync_{part}": seconds for part, seconds in self.call("sync_weights")[0].items()}
 
     def reset_reference(self, folder: Path) -> None:
         """Make the current policy the reference; its model is written to `folder`."""

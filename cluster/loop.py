@@ -100,7 +100,7 @@ def train_step(run: Run, step: int) -> None:
     clock.add("update", clock.lap())
     if learned["policy/updates"]:
         run.version += int(learned["policy/updates"])
-        push(run, sampled.groups[0].prompt)
+        learned |= push(run, sampled.groups[0].prompt)
     run.samples.pushed(run.version)
     clock.add("sync", clock.lap())
     run.checkpoints.poll(run.actors.learner)
@@ -187,11 +187,15 @@ def learn(
     return means | {"policy/updates": float(len(made)), "policy/filtered": filtered}
 
 
-def push(run: Run, prompt: Prompt) -> None:
-    """The rollout workers get the new weights; asynchronous, each samples this prompt with them for `check_push`."""
-    run.actors.learner.sync_weights()
+def push(run: Run, prompt: Prompt) -> dict[str, float]:
+    """The rollout workers get the new weights; asynchronous, each samples this prompt with them for `check_push`.
+
+    Seconds of the push's parts.
+    """
+    seconds = run.actors.learner.sync_weights()
     if run.config.cluster.resolved_max_staleness:
         run.probes = run.actors.rollouts.begin_probe(prompt, probe_request(run.config))
+    return seconds
 
 
 def check_push(run: Run) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -16,6 +17,7 @@ from rewards import check_weights
 
 MIB = 2**20
 BYTES = {"float32": 4, "bfloat16": 2}
+VOCABULARY_PADDING = 64  # vLLM pads the vocabulary to a multiple of it
 MIN_FREE_DISK_BYTES = 256 * MIB
 
 
@@ -37,15 +39,49 @@ def check_before_ray(config: Config, say: Say) -> None:
         )
 
 
+def check_tensor_parallel(config: Config, model_path: Path) -> None:
+    """The processes of a rollout worker must each get the same share of the model. UsageError with what fits."""
+    model = json.loads((model_path / "config.json").read_text())
+    asked = config.rollout.tensor_parallel
+    if _unshared(model, asked):
+        fits = next(count for count in range(asked, 0, -1) if not _unshared(model, count))
+        raise UsageError(
+            f"rollout.tensor_parallel={asked} does not divide the model's {' and '.join(_unshared(model, asked))}, so "
+            f"its processes could not share them evenly. The next smaller value that fits is {fits}."
+        )
+
+
+def _unshared(model: dict[str, Any], count: int) -> list[str]:
+    """What of the model so many processes cannot share as vLLM does: KV heads may be repeated, and the vocabulary
+    is padded."""
+    heads, kv_heads = _heads(model)
+    vocabulary = -(-model["vocab_size"] // VOCABULARY_PADDING) * VOCABULARY_PADDING
+    shared = {
+        f"{heads} attention heads": heads % count,
+        f"{kv_heads} KV heads": kv_heads % count and count % kv_heads,
+        f"inner width of {model['intermediate_size']}": model["intermediate_size"] % count,
+        f"vocabulary of {vocabulary} (with padding)": vocabulary % count,
+    }
+    return [what for what, rest in shared.items() if rest]
+
+
+def _heads(model: dict[str, Any]) -> tuple[int, int]:
+    """Attention heads and KV heads of a model's config."""
+    heads = model["num_attention_heads"]
+    return heads, model.get("num_key_value_heads") or heads
+
+
 def check_kv_cache(config: Config, model_path: Path) -> None:
     """The KV cache must hold one longest sequence, and the machine's free memory must hold the cache.
 
-    Bytes per token: 2 (key and value) x layers x KV heads x head size x bytes per number.
+    Bytes per token: 2 (key and value) x layers x KV heads x head size x bytes per number; each of more tensor
+    parallel processes than there are KV heads has one of its own.
     """
+    check_tensor_parallel(config, model_path)
     model = json.loads((model_path / "config.json").read_text())
-    heads = model["num_attention_heads"]
+    heads, kv_heads = _heads(model)
+    kv_heads = max(kv_heads, config.rollout.tensor_parallel)
     head_size = model.get("head_dim") or model["hidden_size"] // heads
-    kv_heads = model.get("num_key_value_heads") or heads
     per_token = 2 * model["num_hidden_layers"] * kv_heads * head_size * BYTES[config.model.dtype]
     blocks = -(-config.max_tokens // BLOCK_SIZE) + 1
     needed = blocks * BLOCK_SIZE * per_token

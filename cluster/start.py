@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from actors.engine import BLOCK_SIZE, CPU_ENVIRONMENT, EngineOptions
+from actors.engine import BLOCK_SIZE, Device, EngineOptions, environment
 from actors.rollout_pool import RolloutPool
 from actors.rollout_worker import RolloutWorker
 from actors.verifier import Verifier
@@ -20,7 +20,9 @@ from cluster.learner_group import LearnerGroup
 from cluster.placement import Placement
 from cluster.reservation import Reservation
 from cluster.weight_sender import WeightSender
-from cluster.weight_transport import TRANSPORT, register_transport
+from cluster.weight_sender_cpu import SharedMemorySender
+from cluster.weight_sender_cuda import CudaIpcSender, NcclSender
+from cluster.weight_transport import CUDA_IPC, SHARED_MEMORY, WORKER_EXTENSION, transport_of
 from configs.schema import Config
 from learner.rank import LearnerRank, RankOptions
 
@@ -37,12 +39,13 @@ class Actors:
     verifiers: VerifierPool
     learner: LearnerGroup
     reservation: Reservation
+    device: Device
 
     def stop(self) -> None:
         """End every actor; whoever does not close in time is killed all the same."""
-        actors = [*self.verifiers.verifiers, *self.learner.ranks]
+        actors = [*self.verifiers.verifiers, *self.learner.ranks, *self.rollouts.workers]
         ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=CLOSE_SECONDS)
-        for actor in [*actors, *self.rollouts.workers]:
+        for actor in actors:
             ray.kill(actor)
         self.reservation.release()
 
@@ -55,7 +58,10 @@ def start_actors(config: Config, placement: Placement, model_path: Path, referen
     """
     reservation = Reservation(placement)
     try:
-        rollouts = [start_rollout(config, reservation.options(s), model_path, version) for s in placement.rollouts]
+        device = reservation.device
+        rollouts = [
+            start_rollout(config, reservation.options(seat), model_path, version, device) for seat in placement.rollouts
+        ]
         verifiers = [start_verifier(config, reservation.options(seat)) for seat in placement.verifiers]
         ranks = _ranks(config, placement, reservation, model_path, reference_path)
         seconds = config.cluster.deadline_seconds
@@ -65,27 +71,29 @@ def start_actors(config: Config, placement: Placement, model_path: Path, referen
     except BaseException:
         reservation.release()
         raise
-    return Actors(RolloutPool(rollouts, seconds), VerifierPool(verifiers), LearnerGroup(ranks, seconds), reservation)
+    pools = RolloutPool(rollouts, seconds), VerifierPool(verifiers), LearnerGroup(ranks, seconds)
+    return Actors(*pools, reservation, device)
 
 
 def connect_weights(config: Config, actors: Actors) -> None:
     """Give the learner its way to the rollout workers."""
-    sender = WeightSender(WorkerCalls(actors.rollouts), config.cluster.sync_bucket_mb * MIB)
-    actors.learner.call("connect", sender)
+    actors.learner.call("connect", weight_sender(config, actors.rollouts, actors.device))
 
 
-class WorkerCalls:
-    """`call(method, arguments)` on every rollout worker: what the weight sender drives, from rank 0."""
+def weight_sender(config: Config, rollouts: RolloutPool, device: Device = "cpu") -> WeightSender:
+    """The learner's end of the transport that `engine_options` gives the workers."""
+    transport = transport_of(device, config.cluster.resolved_placement)
+    bucket_bytes = config.cluster.sync_bucket_mb * MIB
+    if transport == SHARED_MEMORY:
+        return SharedMemorySender(rollouts.weight_transfer, bucket_bytes)
+    if transport == CUDA_IPC:
+        return CudaIpcSender(rollouts.weight_transfer, bucket_bytes)
+    return NcclSender(rollouts.weight_transfer, bucket_bytes, len(rollouts.workers), config.rollout.tensor_parallel)
 
-    def __init__(self, rollouts: RolloutPool) -> None:
-        self._rollouts = rollouts
 
-    def __call__(self, method: str, arguments: dict[str, Any]) -> None:
-        self._rollouts.weight_transfer(method, arguments)
-
-
-def engine_options(config: Config, model_path: Path) -> EngineOptions:
+def engine_options(config: Config, model_path: Path, device: Device = "cpu") -> EngineOptions:
     """What the config says of a rollout worker's engine."""
+    placement = config.cluster.resolved_placement
     return EngineOptions(
         model_path=model_path,
         dtype=config.model.dtype,
@@ -93,15 +101,21 @@ def engine_options(config: Config, model_path: Path) -> EngineOptions:
         max_running=config.rollout.max_running,
         block_size=BLOCK_SIZE,
         kv_cache_bytes=config.rollout.kv_cache_mb * MIB,
-        transport=TRANSPORT,
+        transport=transport_of(device, placement),
+        worker_extension=WORKER_EXTENSION,
+        tensor_parallel=config.rollout.tensor_parallel,
+        device=device,
+        sleeps=device == "cuda" and placement == "colocated" and config.cluster.learner_ranks > 0,
     )
 
 
-def start_rollout(config: Config, where: Mapping[str, Any], model_path: Path, version: int) -> ActorHandle:
+def start_rollout(
+    config: Config, where: Mapping[str, Any], model_path: Path, version: int, device: Device = "cpu"
+) -> ActorHandle:
     """A rollout worker. where: `.options()` that say what of Ray's resources it takes."""
-    options = {"max_concurrency": CONCURRENT_CALLS, "runtime_env": {"env_vars": CPU_ENVIRONMENT}}
+    options = {"max_concurrency": CONCURRENT_CALLS, "runtime_env": {"env_vars": environment(device)}}
     actor = ray.remote(RolloutWorker).options(**options, **where)
-    return actor.remote(engine_options(config, model_path), register_transport, version)
+    return actor.remote(engine_options(config, model_path, device), config.cluster.deadline_seconds, version)
 
 
 def start_verifier(config: Config, where: Mapping[str, Any]) -> ActorHandle:

@@ -22,7 +22,7 @@ def supervised_step(run: Run, step: int) -> None:
     learned = imitate(run.actors.learner, config, prompts)
     clock.add("update", clock.lap())
     run.version += int(learned["policy/updates"])
-    run.actors.learner.sync_weights()
+    learned |= run.actors.learner.sync_weights()
     clock.add("sync", clock.lap())
     run.checkpoints.poll(run.actors.learner)
     metrics = {**learned, "policy/version": float(run.version)}

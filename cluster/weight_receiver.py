@@ -1,9 +1,13 @@
-"""The rollout worker's end of the weight sync: a weight-transfer backend for vLLM over shared memory."""
+"""The rollout worker's end of the weight sync, in each of vLLM's worker processes.
+
+vLLM imports this file there because it is told of `UpdateSeconds`; that registers the transports.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,16 +17,107 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+from cluster.stopwatch import Stopwatch
+from cluster.weight_transport import CUDA_IPC, NCCL, SHARED_MEMORY
+
+
+class WholeUpdates(WeightTransferEngine[Any, Any]):
+    """What all transports share: whole models, bucket by bucket; an update that lacks a parameter is an error.
+
+    A transport's `receive_weights` gives tensors to `self.model.load_weights`.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.watch = Stopwatch()
+        self._own_names = {name for name, _ in self.model.named_parameters()}
+        self._load_weights = self.model.load_weights
+        self._expected: set[str] = set()
+        self._received: set[str] = set()
+        self._loaded: set[str] = set()
+        for layer in self.model.modules():
+            method: Any = getattr(layer, "quant_method", None)
+            if hasattr(method, "process_weights_after_loading"):
+                method.process_weights_after_loading = self._repacking(layer, method.process_weights_after_loading)
+
+    def parse_init_info(self, init_dict: dict[str, Any]) -> Any:
+        """Beside what the transport needs comes `names`: every parameter that an update must bring."""
+        own = dict(init_dict)
+        self._expected = set(own.pop("names"))
+        return super().parse_init_info(own)
+
+    def start_weight_update(self) -> None:
+        self.watch = Stopwatch()
+        self._received.clear()
+        self._loaded.clear()
+        with self.watch.part("load"):
+            self.model.load_weights = self._load
+            initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        with self.watch.part("load"):
+            super().update_weights(update_info)
+
+    def finish_weight_update(self) -> None:
+        with self.watch.part("load"):
+            del self.model.load_weights
+            finalize_layerwise_reload(self.model, self.model_config)
+            self._refresh_tied_head()
+        missing = sorted(self._expected - self._received) + sorted(self._own_names - self._loaded)
+        if missing:
+            raise RuntimeError(
+                f"the weight update lacked {len(missing)} parameters: {', '.join(missing[:5])}; "
+                "vLLM would go on with their old values. Every parameter must be sent."
+            )
+
+    def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        weights = list(weights)
+        self._received.update(name for name, _ in weights)
+        loaded = self._load_weights(weights)
+        self._loaded |= loaded
+        return loaded
+
+    def _refresh_tied_head(self) -> None:
+        """With tied embeddings vLLM's CPU head keeps its packed copy of the old embedding: pack again."""
+        head = getattr(self.model, "lm_head", None)
+        if head is not None and getattr(self.model.config, "tie_word_embeddings", False):
+            head.quant_method.process_weights_after_loading(head)
+
+    def _repacking(
+        self, layer: torch.nn.Module, repack: Callable[[torch.nn.Module], None]
+    ) -> Callable[[torch.nn.Module], None]:
+        """`repack`, timed; nothing for an input embedding, which vLLM packs too but only looks up."""
+        if isinstance(layer, VocabParallelEmbedding) and not isinstance(layer, ParallelLMHead):
+            return lambda layer: None
+
+        def timed(layer: torch.nn.Module) -> None:
+            with self.watch.part("repack"):
+                repack(layer)
+
+        return timed
+
+
+class UpdateSeconds:
+    """What vLLM adds to its workers for us."""
+
+    weight_transfer_engine: WholeUpdates
+
+    def update_seconds(self) -> dict[str, float]:
+        """Seconds of the last update in this process: load and repack."""
+        return {"load": 0.0, "repack": 0.0} | self.weight_transfer_engine.watch.seconds
 
 
 @dataclass
 class SharedMemoryInit(WeightTransferInitInfo):
-    """path and size (bytes) of the bucket; names: every parameter a whole update must bring."""
+    """path and size (bytes) of the bucket."""
 
     path: str
     size: int
-    names: list[str]
 
 
 @dataclass
@@ -32,19 +127,12 @@ class SharedMemoryUpdate(WeightTransferUpdateInfo):
     entries: list[tuple[str, str, tuple[int, ...], int]] = field(default_factory=list)
 
 
-class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpdate]):
-    """Loads whole models bucket by bucket; an update that lacks a parameter is an error."""
+class SharedMemoryEngine(WholeUpdates):
+    """Loads from the bucket that `SharedMemorySender` fills."""
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._own_names = {name for name, _ in self.model.named_parameters()}
-        self._memory: mmap.mmap | None = None
-        self._expected: set[str] = set()
-        self._received: set[str] = set()
-        self._loaded: set[str] = set()
+    _memory: mmap.mmap | None = None
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         descriptor = os.open(init_info.path, os.O_RDWR)
@@ -52,16 +140,8 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
             self._memory = mmap.mmap(descriptor, init_info.size)
         finally:
             os.close(descriptor)
-        self._expected = set(init_info.names)
-
-    def start_weight_update(self) -> None:
-        self._received.clear()
-        self._loaded.clear()
-        initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
-        """Copy the tensors out of the bucket and load them. vLLM keeps references to what it is given
-        until the layer is complete, perhaps into the next bucket: hence the copy."""
         if self._memory is None:
             raise RuntimeError("weights came before init_weight_transfer_engine")
         weights = []
@@ -69,25 +149,27 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInit, SharedMemoryUpda
             view = torch.frombuffer(
                 self._memory, dtype=getattr(torch, dtype), count=torch.Size(shape).numel(), offset=offset
             )
-            weights.append((name, view.view(shape).clone()))
-            self._received.add(name)
-        self._loaded |= self.model.load_weights(weights)
+            weights.append((name, view.view(shape)))
+        self.model.load_weights(weights)
+        self._copy_what_is_kept({view.data_ptr() for _, view in weights})
 
-    def finish_weight_update(self) -> None:
-        finalize_layerwise_reload(self.model, self.model_config)
-        self._refresh_tied_head()
-        missing = sorted(self._expected - self._received) + sorted(self._own_names - self._loaded)
-        if missing:
-            raise RuntimeError(
-                f"the weight update lacked {len(missing)} parameters: {', '.join(missing[:5])}; "
-                "vLLM would go on with their old values. Every parameter must be sent."
-            )
-
-    def _refresh_tied_head(self) -> None:
-        """With tied embeddings vLLM's CPU head keeps its packed copy of the old embedding: pack again."""
-        head = getattr(self.model, "lm_head", None)
-        if head is not None and getattr(self.model.config, "tie_word_embeddings", False):
-            head.quant_method.process_weights_after_loading(head)
+    def _copy_what_is_kept(self, addresses: set[int]) -> None:
+        """vLLM keeps the tensors of a layer until it has all of them, and by then the bucket holds others."""
+        for layer in self.model.modules():
+            for _, arguments in get_layerwise_info(layer).loaded_weights:
+                for name, value in arguments.arguments.items():
+                    if isinstance(value, torch.Tensor) and value.data_ptr() in addresses:
+                        arguments.arguments[name] = value.clone()
 
     def shutdown(self) -> None:
         self._memory = None
+
+
+def _register(name: str, module: str, engine: str) -> None:
+    if name not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(name, module, engine)
+
+
+_register(SHARED_MEMORY, __name__, "SharedMemoryEngine")
+_register(CUDA_IPC, "cluster.weight_receiver_cuda", "CudaIpcEngine")
+_register(NCCL, "cluster.weight_receiver_cuda", "NcclEngine")

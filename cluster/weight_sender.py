@@ -1,26 +1,26 @@
-"""The learner's end of the weight sync: gathered tensors into shared-memory buckets.
+"""The learner's end of the weight sync: what all transports share.
 
-The bucket is a file in /dev/shm that every rollout worker maps when the sender opens it; its name
-is then removed at once, so nothing is left behind however a process dies.
+A transport is a `WeightSender` here and a receiver in vLLM's worker processes (`weight_receiver.py`). They
+differ only in how a bucket's bytes travel.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from configs.errors import RunError
+from cluster.stopwatch import Stopwatch
+from learner.whole_weights import NamedTensors, Shapes, WholeWeights
 
 ALIGNMENT = 64
-SHARED_MEMORY = "/dev/shm"
 
-Parameters = dict[str, tuple[tuple[int, ...], torch.dtype]]
-NamedTensors = Iterable[tuple[str, torch.Tensor]]
+Arguments = dict[str, Any]
+# `call(method, arguments)` runs a method on every rollout worker and returns when all have answered, with what they
+# did, or raises after its deadline. A list of arguments has an entry for each worker.
+Call = Callable[[str, Arguments | list[Arguments]], list[Any]]
 
 
 def aligned_bytes(numel: int, dtype: torch.dtype) -> int:
@@ -28,12 +28,18 @@ def aligned_bytes(numel: int, dtype: torch.dtype) -> int:
     return -(-numel * dtype.itemsize // ALIGNMENT) * ALIGNMENT
 
 
-def plan_buckets(parameters: Parameters, bucket_bytes: int) -> list[list[str]]:
+def tensor_bytes(shapes: Shapes, name: str) -> int:
+    """Bytes this weight takes in a bucket."""
+    shape, dtype = shapes[name]
+    return aligned_bytes(torch.Size(shape).numel(), dtype)
+
+
+def plan_buckets(shapes: Shapes, bucket_bytes: int) -> list[list[str]]:
     """Names in order, cut into buckets of at most `bucket_bytes`; a larger tensor gets one of its own."""
     buckets: list[list[str]] = []
     used = bucket_bytes + 1
-    for name, (shape, dtype) in parameters.items():
-        size = aligned_bytes(torch.Size(shape).numel(), dtype)
+    for name in shapes:
+        size = tensor_bytes(shapes, name)
         if used + size > bucket_bytes:
             buckets.append([])
             used = 0
@@ -42,60 +48,87 @@ def plan_buckets(parameters: Parameters, bucket_bytes: int) -> list[list[str]]:
     return buckets
 
 
-class WeightSender:
-    """Drives one weight update after another over vLLM's weight-transfer calls.
+class WorkerUpdates:
+    """The four calls of vLLM's weight-transfer protocol, made on all rollout workers.
 
-    call: `call(method, arguments)` runs that method on every rollout worker and returns when all
-    have answered, or raises after its deadline. bucket_bytes: shared memory for one bucket.
+    It is the client that vLLM's own senders drive. An update is one start, one `update_weights` a bucket and one
+    finish; the workers refuse one that lacks a name, and sample as `version` after the finish. seconds: the
+    slowest worker's of the last update, by part. of_worker: what each worker is told when it is first met.
     """
 
-    def __init__(self, call: Callable[[str, dict[str, Any]], None], bucket_bytes: int) -> None:
+    def __init__(self, call: Call, names: list[str]) -> None:
+        self.version = 0
+        self.seconds: dict[str, float] = {}
+        self.of_worker: Callable[[Arguments], Arguments | list[Arguments]] = lambda init_info: init_info
+        self._call = call
+        self._names = names
+
+    def init_weight_transfer_engine(self, init_info: Arguments) -> None:
+        told = self.of_worker({**init_info, "names": self._names})
+        each = [{"init_info": own} for own in told] if isinstance(told, list) else {"init_info": told}
+        self._call("init_weight_transfer_engine", each)
+
+    def start_weight_update(self) -> None:
+        self._call("start_weight_update", {})
+
+    def update_weights(self, update_info: Any) -> None:
+        self._call("update_weights", {"update_info": update_info})
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """vLLM's senders know of no version of ours: it is the one set before."""
+        answers = self._call("finish_weight_update", {"version": self.version})
+        self.seconds = {part: max(answer[part] for answer in answers) for part in answers[0]}
+
+
+class WeightSender(ABC):
+    """Sends one weight update after another. Every learner rank makes every call; rank 0 alone speaks to the workers.
+
+    bucket_bytes: memory for tensors on their way.
+    """
+
+    def __init__(self, call: Call, bucket_bytes: int) -> None:
         self._call = call
         self._bucket_bytes = bucket_bytes
-        self._memory: mmap.mmap | None = None
-        self._buckets: list[list[str]] = []
+        self._watch = Stopwatch()
 
-    def open(self, parameters: Parameters) -> list[list[str]]:
-        """Make the bucket, have every worker map it, and return the buckets' names in sending order."""
-        self._buckets = plan_buckets(parameters, self._bucket_bytes)
-        size = max(
-            sum(aligned_bytes(torch.Size(parameters[n][0]).numel(), parameters[n][1]) for n in bucket)
-            for bucket in self._buckets
-        )
-        path = f"{SHARED_MEMORY}/pocketgrpo-{uuid.uuid4().hex}"
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, size)
-            self._memory = mmap.mmap(descriptor, size)
-            arguments = {"path": path, "size": size, "names": list(parameters)}
-            self._call("init_weight_transfer_engine", {"init_info": arguments})
-        except OSError as error:
-            raise RunError(
-                f"The weight sync needs {size / 2**20:.0f} MiB of shared memory in {SHARED_MEMORY} and got "
-                f"'{error}'. Free some, give the container more (docker run --shm-size), "
-                "or lower cluster.sync_bucket_mb."
-            ) from error
-        finally:
-            os.close(descriptor)
-            os.unlink(path)
-        return self._buckets
+    def open(self, weights: WholeWeights) -> None:
+        """Meet the workers. weights: what every `send` sends."""
+        self._weights = weights
+        self._plan = plan_buckets(weights.shapes, self._bucket_bytes)
+        self._updates = WorkerUpdates(self._call, list(weights.shapes))
+        self._open()
 
-    def send(self, buckets: Iterator[NamedTensors], version: int) -> None:
-        """Send every bucket, in the order `open` returned them; the workers then sample as `version`."""
-        self._call("start_weight_update", {})
-        for tensors in buckets:
-            self._call("update_weights", {"update_info": {"entries": self._fill(tensors)}})
-        self._call("finish_weight_update", {"version": version})
+    def send(self, version: int) -> dict[str, float]:
+        """Send every weight; the workers then sample as `version`. Seconds of the parts of it, on rank 0:
+        gather (and merge adapters), copy, load (in the workers, the slowest of them), repack (the same)."""
+        self._updates.version = version
+        self._watch = Stopwatch()
+        self._send()
+        return {**self._watch.seconds, **self._updates.seconds}
 
-    def _fill(self, tensors: NamedTensors) -> list[tuple[str, str, tuple[int, ...], int]]:
-        """Copy tensors into the bucket; returns (name, dtype, shape, offset in bytes) of each."""
-        if self._memory is None:
-            raise RuntimeError("WeightSender.send was called before open")
-        entries, offset = [], 0
-        for name, tensor in tensors:
-            numel, dtype = tensor.numel(), tensor.dtype
-            target = torch.frombuffer(self._memory, dtype=dtype, count=numel, offset=offset)
-            target.view(tensor.shape).copy_(tensor.detach())
-            entries.append((name, str(dtype).removeprefix("torch."), tuple(tensor.shape), offset))
-            offset += aligned_bytes(numel, dtype)
-        return entries
+    @property
+    def _leads(self) -> bool:
+        return self._weights.rank == 0
+
+    @property
+    def _largest(self) -> int:
+        """Bytes of the largest bucket."""
+        shapes = self._weights.shapes
+        return max(sum(tensor_bytes(shapes, name) for name in names) for names in self._plan)
+
+    def _gathered(self) -> Iterator[NamedTensors]:
+        """The buckets, on every rank."""
+        buckets = self._weights.buckets(self._plan)
+        while True:
+            with self._watch.part("gather"):
+                bucket = next(buckets, None)
+            if bucket is None:
+                return
+            yield bucket
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def _send(self) -> None:
+        """Walk through the buckets on every rank; on rank 0 make the calls of an update."""

@@ -1,13 +1,22 @@
-"""The name under which our shared-memory weight transport is known to vLLM, and its registration."""
+"""The weight transports, by the names under which vLLM knows their receiving ends, and which one is used."""
 
 from __future__ import annotations
 
-TRANSPORT = "pocketgrpo_shared_memory"
+from typing import Literal
+
+SHARED_MEMORY = "pocketgrpo_shared_memory"
+CUDA_IPC = "pocketgrpo_cuda_ipc"
+NCCL = "pocketgrpo_nccl"
+
+# vLLM imports this class in each of its worker processes; its module registers the transports there.
+WORKER_EXTENSION = "cluster.weight_receiver.UpdateSeconds"
 
 
-def register_transport() -> None:
-    """Make the backend known to vLLM in this process; harmless when done twice."""
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+def transport_of(device: Literal["cpu", "cuda"], placement: Literal["colocated", "disaggregated"]) -> str:
+    """How weights get to rollout workers that compute on `device`.
 
-    if TRANSPORT not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(TRANSPORT, "cluster.weight_receiver", "SharedMemoryEngine")
+    CUDA IPC needs learner and worker on the same GPU, and NCCL needs them on different ones.
+    """
+    if device == "cpu":
+        return SHARED_MEMORY
+    return CUDA_IPC if placement == "colocated" else NCCL

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,25 +24,24 @@ from learner import trainer_state
 from learner.batching import MicroBatch, Sequence, kept, micro_batches, token_weights
 from learner.checkpoint_writer import BackgroundWriter, flush_to_disk, write_model
 from learner.collectives import from_rank_0, max_over_ranks, sum_over_ranks
-from learner.deepspeed_engine import build_engine, gathered, join_process_group, whole_shape
+from learner.deepspeed_engine import build_engine, gathered, join_process_group
 from learner.lora import FOLDER
 from learner.objectives import OBJECTIVES, LossInputs, loss_options, total_loss
 from learner.offload import OptimizerOffload
 from learner.policy import Policy, SampledFrom, load_policy
 from learner.push_check import check_logprobs
 from learner.schedule import learning_rate
+from learner.whole_weights import WholeWeights
 
-Parameters = dict[str, tuple[tuple[int, ...], torch.dtype]]
 Tensors = dict[str, torch.Tensor]
-NamedTensors = list[tuple[str, torch.Tensor]]
 
 
 class Sender(Protocol):
-    """What `sync_weights` needs of a weight transport."""
+    """What `sync_weights` needs of a weight transport. Every rank makes every call."""
 
-    def open(self, parameters: Parameters) -> list[list[str]]: ...
+    def open(self, weights: WholeWeights) -> None: ...
 
-    def send(self, buckets: Iterator[NamedTensors], version: int) -> None: ...
+    def send(self, version: int) -> dict[str, float]: ...
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class LearnerRank:
             self._sampled_from = SampledFrom()
         self._reference = self._load_reference(options.reference_path) if config.learner.needs_reference else None
         self._sender: Sender | None = None
-        self._buckets: list[list[str]] = []
+        self._weights = WholeWeights(self._policy, config.learner.zero_stage, options.rank)
         self._writer = BackgroundWriter()
 
     def ready(self) -> int:
@@ -262,40 +260,21 @@ class LearnerRank:
     # -- weights out ------------------------------------------------------------------------------
 
     def connect(self, sender: Sender) -> None:
-        """Take the transport that `sync_weights` will use. Rank 0 alone holds one that sends."""
+        """Take the transport that `sync_weights` will use."""
+        sender.open(self._weights)
         self._sender = sender
-        weights = self._policy.named_weights()
-        shapes = {name: (whole_shape(p), p.dtype) for name, p in weights.items()}
-        buckets = sender.open(shapes) if self.options.rank == 0 else None
-        self._buckets = from_rank_0(buckets)
 
-    def sync_weights(self) -> None:
-        """Push the weights to every rollout worker, as the current version."""
+    def sync_weights(self) -> dict[str, float]:
+        """Push the weights to every rollout worker, as the current version; on rank 0, seconds of the parts of it."""
         if self._sender is None:
             raise RuntimeError("sync_weights before connect")
-        if self.options.rank == 0:
-            self._sender.send(self._gathered(self._buckets), self.version)
-        else:
-            for _ in self._gathered(self._buckets):
-                pass
-
-    def _gathered(self, buckets: list[list[str]]) -> Iterator[NamedTensors]:
-        """Whole tensors, adapters merged, bucket by bucket; under ZeRO-3 gathered on every rank, then let go again."""
-        weights, adapters = self._policy.named_weights(), self._policy.adapters
-        for names in buckets:
-            held = [part for name in names for part in (weights[name], *adapters.parts(name))]
-            with gathered(held, self.config.learner.zero_stage):
-                yield [(name, adapters.merged(name, weights[name].data)) for name in names]
+        return self._sender.send(self.version)
 
     # -- checkpoints ------------------------------------------------------------------------------
 
-    def whole_weights(self) -> dict[str, torch.Tensor]:
+    def whole_weights(self) -> Tensors:
         """A copy of the whole model on rank 0; empty on the others, which take part in the gather."""
-        copies: dict[str, torch.Tensor] = {}
-        for bucket in self._gathered([[name] for name in self._policy.named_weights()]):
-            if self.options.rank == 0:
-                copies |= {name: tensor.to("cpu", copy=True) for name, tensor in bucket}
-        return copies
+        return self._weights.copies()
 
     def _whole_adapters(self) -> dict[str, torch.Tensor]:
         """The same for the adapters, named as in peft's files."""

@@ -1,9 +1,12 @@
-"""Planted faults that a run must notice."""
+"""Planted faults that a run must notice. vLLM's worker processes import this file for its `UpdateSeconds`."""
 
 from __future__ import annotations
 
-from cluster.weight_receiver import SharedMemoryEngine, SharedMemoryUpdate
-from cluster.weight_transport import TRANSPORT
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+from cluster.weight_receiver import SharedMemoryEngine, SharedMemoryUpdate, UpdateSeconds
+
+__all__ = ["UpdateSeconds"]
 
 
 class DeafEngine(SharedMemoryEngine):
@@ -19,7 +22,4 @@ class DeafEngine(SharedMemoryEngine):
         pass
 
 
-def register_deaf_transport() -> None:
-    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
-
-    WeightTransferEngineFactory.register_engine(TRANSPORT, DeafEngine)
+WeightTransferEngineFactory.register_engine("deaf", DeafEngine)

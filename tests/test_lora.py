@@ -149,7 +149,7 @@ def faulty_jobs(models: dict[str, Path], folder: Path) -> list[dict[str, Any]]:
 
 def sampled(rig: Rig, weights: dict[str, Tensor]) -> list[Sequence]:
     """What vLLM samples after a sync of these weights."""
-    rig.sender.send(iter([[(name, weights[name]) for name in names] for names in rig.buckets]), rig.engine.version + 1)
+    rig.send(weights)
     prompt = [2, *range(8, 7 + MAX_PROMPT)]
     completions = rig.sample(prompt, Sampling(TEMPERATURE, MAX_COMPLETION), count=16)
     return [

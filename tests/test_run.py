@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM
 import cluster.start
 from actors.engine import Engine, EngineOptions, Sampling
 from cluster.train import main
-from cluster.weight_transport import TRANSPORT, register_transport
+from cluster.weight_sender_cpu import SharedMemorySender
+from cluster.weight_transport import SHARED_MEMORY, WORKER_EXTENSION
 from configs.loading import load_config
 from data.rollouts import read_groups
-from tests import faults
 from tests.small_run import ROOT, arguments, metrics, start, status
 
 KILL_DEADLINE = 120.0
@@ -86,7 +86,7 @@ def test_a_checkpoint_opens_with_transformers_and_with_vllm_and_they_agree(undis
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     prompt = [model.config.bos_token_id, 8, 9, 10]
     expected = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
-    engine = Engine(EngineOptions(checkpoint, "float32", 96, 8, 32, 16 << 20, TRANSPORT), register_transport)
+    engine = Engine(EngineOptions(checkpoint, "float32", 96, 8, 32, 16 << 20, SHARED_MEMORY, WORKER_EXTENSION))
     engine.add("a", 0, prompt, 0, Sampling(0.0, 8))
     finished = []
     while engine.busy:
@@ -124,7 +124,11 @@ def test_replay_recomputes_the_same_loss_from_disk(undisturbed: Path) -> None:
 def test_a_worker_that_loads_no_new_weights_stops_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cluster.start, "register_transport", faults.register_deaf_transport)
+    monkeypatch.setattr(cluster.start, "transport_of", lambda device, placement: "deaf")
+    monkeypatch.setattr(cluster.start, "WORKER_EXTENSION", "tests.faults.UpdateSeconds")
+    monkeypatch.setattr(
+        cluster.start, "NcclSender", lambda call, bucket_bytes, *_: SharedMemorySender(call, bucket_bytes)
+    )
     code = main(arguments(folder, "deaf", "learner.learning_rate=0.05", "rewards.weights.format=1.0"))
     assert code == 1
     assert "log-probs are not the learner's" in capsys.readouterr().err

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 from actors.engine import Engine, EngineOptions, Sampling
 from cluster import weight_receiver
-from cluster.weight_sender import NamedTensors, Parameters, WeightSender, aligned_bytes, plan_buckets
-from cluster.weight_transport import TRANSPORT, register_transport
+from cluster.weight_sender import aligned_bytes, plan_buckets
+from cluster.weight_sender_cpu import HALVES, SharedMemorySender
+from cluster.weight_transport import SHARED_MEMORY, WORKER_EXTENSION
 from configs.schema import Rollout, WarmStart
 from data.records import Completion
 from data.tokenizer import build_tokenizer
@@ -25,9 +26,11 @@ from learner.batching import Sequence, micro_batches
 from learner.policy import Policy, SampledFrom, load_policy
 from learner.push_check import WORST_TOKEN
 from learner.warm_start import build_llama
+from learner.whole_weights import NamedTensors, Shapes, WholeWeights
 
 MEAN_LIMIT, MAX_LIMIT = Rollout().logprob_diff, WORST_TOKEN * Rollout().logprob_diff
 FP32_MEAN, FP32_MAX = 1e-5, 1e-3
+BUCKET_BYTES = 40_000
 PROMPT = [2, *range(8, 20)]
 LONG_PROMPT = [2, *(8 + i % 12 for i in range(79))]
 SAMPLED = Sampling(temperature=0.8, max_completion_tokens=12)
@@ -48,34 +51,58 @@ def make_model(folder: Path, tied: bool, seed: int) -> Path:
     return folder
 
 
+Tamper = Callable[[NamedTensors], NamedTensors]
+
+
+class Given(WholeWeights):
+    """What a test wants sent: tensors of its own, tampered with."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.rank = 0
+        self.tensors = tensors
+        self.tamper: Tamper = list
+
+    @property
+    def shapes(self) -> Shapes:
+        return {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.tensors.items()}
+
+    def buckets(self, plan: list[list[str]]) -> Iterator[NamedTensors]:
+        for names in plan:
+            yield self.tamper([(name, self.tensors[name]) for name in names])
+
+
 class Rig:
     """An engine with old weights, a policy with new ones, and a sender between them, in one process."""
 
-    def __init__(self, old: Path, new: Path, bucket_bytes: int) -> None:
+    def __init__(self, old: Path, new: Path, bucket_bytes: int, tensor_parallel: int = 1) -> None:
         self.old, self.new = old, new
-        options = EngineOptions(old, "float32", 128, 64, 32, 64 << 20, TRANSPORT)
-        self.engine = Engine(options, register_transport)
+        self.engine = Engine(engine_options(old, tensor_parallel))
         self.calls: list[str] = []
-        self.sender = WeightSender(self.call, bucket_bytes)
+        self.sender = SharedMemorySender(self.call, bucket_bytes)
         self.policy = self.load(self.new)
-        self.buckets = self.sender.open(shapes(self.policy))
+        self.given = Given(dict(self.policy.named_weights()))
+        self.sender.open(self.given)
 
     @staticmethod
     def load(folder: Path) -> Policy:
         return load_policy(folder, "float32", 64, gradient_checkpointing=False).requires_grad_(False)
 
-    def call(self, method: str, arguments: dict[str, Any]) -> None:
+    def call(self, method: str, arguments: Any) -> list[Any]:
         self.calls.append(method)
         arguments = dict(arguments)
         version = arguments.pop("version", None)
         self.engine.weight_transfer(method, **arguments)
         if version is not None:
             self.engine.set_version(version)
+        return [self.engine.update_seconds()]
 
-    def sync(self, policy: Policy, tamper: Callable[[NamedTensors], NamedTensors] = lambda tensors: tensors) -> None:
-        weights = policy.named_weights()
-        buckets = [tamper([(name, weights[name]) for name in names]) for names in self.buckets]
-        self.sender.send(iter(buckets), self.engine.version + 1)
+    def sync(self, policy: Policy, tamper: Tamper = list) -> dict[str, float]:
+        self.given.tamper = tamper
+        return self.send(dict(policy.named_weights()))
+
+    def send(self, tensors: dict[str, torch.Tensor]) -> dict[str, float]:
+        self.given.tensors = tensors
+        return self.sender.send(self.engine.version + 1)
 
     def sample(self, prompt: list[int], sampling: Sampling, count: int = 8) -> list[Completion]:
         for index in range(count):
@@ -86,8 +113,10 @@ class Rig:
         return [finished[index] for index in range(count)]
 
 
-def shapes(policy: Policy) -> Parameters:
-    return {name: (tuple(p.shape), p.dtype) for name, p in policy.named_weights().items()}
+def engine_options(model: Path, tensor_parallel: int = 1) -> EngineOptions:
+    return EngineOptions(
+        model, "float32", 128, 64, 32, 64 << 20, SHARED_MEMORY, WORKER_EXTENSION, tensor_parallel=tensor_parallel
+    )
 
 
 def difference(
@@ -113,7 +142,7 @@ def stops_the_run(diff: np.ndarray) -> bool:
 @pytest.fixture(scope="module", params=["untied", "tied"])
 def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rig:
     folder, tied = tmp_path_factory.mktemp(request.param), request.param == "tied"
-    return Rig(make_model(folder / "old", tied, 0), make_model(folder / "new", tied, 1), bucket_bytes=40_000)
+    return Rig(make_model(folder / "old", tied, 0), make_model(folder / "new", tied, 1), BUCKET_BYTES)
 
 
 def test_after_a_sync_sampled_logprobs_are_the_learners(rig: Rig) -> None:
@@ -152,7 +181,7 @@ def test_top_k_and_top_p_log_probs_are_the_learners(rig: Rig, top_k: int, top_p:
 
 def test_a_stale_tied_head_stops_the_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.sync(rig.load(rig.old))
-    monkeypatch.setattr(weight_receiver.SharedMemoryEngine, "_refresh_tied_head", lambda self: None)
+    monkeypatch.setattr(weight_receiver.WholeUpdates, "_refresh_tied_head", lambda self: None)
     rig.sync(rig.policy)
     diff = difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), TEMPERED)
     tied = rig.policy.model.config.tie_word_embeddings
@@ -215,8 +244,9 @@ def test_a_seeded_completion_does_not_depend_on_who_shares_its_batch(rig: Rig) -
 def test_an_update_is_one_start_one_call_a_bucket_and_one_finish(rig: Rig) -> None:
     rig.calls.clear()
     rig.sync(rig.policy)
-    assert len(rig.buckets) > 1
-    assert rig.calls == ["start_weight_update", *["update_weights"] * len(rig.buckets), "finish_weight_update"]
+    buckets = len(plan_buckets(rig.given.shapes, BUCKET_BYTES // HALVES))
+    assert buckets > 1
+    assert rig.calls == ["start_weight_update", *["update_weights"] * buckets, "finish_weight_update"]
 
 
 def test_nothing_of_the_bucket_is_left_in_shared_memory(rig: Rig) -> None:
@@ -232,7 +262,7 @@ def test_a_missing_tensor_is_an_error(rig: Rig) -> None:
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=30), st.integers(64, 20_000))
 def test_buckets_hold_every_parameter_once_in_order_and_respect_their_size(numels: list[int], limit: int) -> None:
-    parameters: Parameters = {f"p{i}": ((numel,), torch.float32) for i, numel in enumerate(numels)}
+    parameters: Shapes = {f"p{i}": ((numel,), torch.float32) for i, numel in enumerate(numels)}
     buckets = plan_buckets(parameters, limit)
     assert [name for bucket in buckets for name in bucket] == list(parameters)
     for bucket in buckets:

@@ -1,0 +1,81 @@
+"""Weights through shared memory, where the rollout workers compute on a CPU.
+
+The memory is a file in /dev/shm that every worker process maps when the sender opens it; its name
+is then removed at once, so nothing is left behind however a process dies. It has two halves: while the
+workers load a bucket out of one, the learner fills the other.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from cluster.weight_sender import Call, WeightSender, aligned_bytes
+from configs.errors import RunError
+from learner.whole_weights import NamedTensors
+
+SHARED_MEMORY = "/dev/shm"
+HALVES = 2
+
+Entry = tuple[str, str, tuple[int, ...], int]
+
+
+class SharedMemorySender(WeightSender):
+    """Copies each bucket into the shared memory and has the workers load it from there."""
+
+    def __init__(self, call: Call, bucket_bytes: int) -> None:
+        super().__init__(call, bucket_bytes // HALVES)
+
+    def _open(self) -> None:
+        if not self._leads:
+            return
+        self._half = self._largest
+        size = self._half * min(HALVES, len(self._plan))
+        path = f"{SHARED_MEMORY}/pocketgrpo-{uuid.uuid4().hex}"
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+            self._memory = mmap.mmap(descriptor, size)
+            self._updates.init_weight_transfer_engine({"path": path, "size": size})
+        except OSError as error:
+            raise RunError(
+                f"The weight sync needs {size / 2**20:.0f} MiB of shared memory in {SHARED_MEMORY} and got "
+                f"'{error}'. Free some, give the container more (docker run --shm-size), "
+                "or lower cluster.sync_bucket_mb."
+            ) from error
+        finally:
+            os.close(descriptor)
+            os.unlink(path)
+
+    def _send(self) -> None:
+        if not self._leads:
+            for _ in self._gathered():
+                pass
+            return
+        self._updates.start_weight_update()
+        with ThreadPoolExecutor(1) as caller:
+            loading: Future[None] | None = None
+            for number, tensors in enumerate(self._gathered()):
+                with self._watch.part("copy"):
+                    entries = self._fill(tensors, number % HALVES * self._half)
+                if loading:
+                    loading.result()
+                loading = caller.submit(self._updates.update_weights, {"entries": entries})
+            if loading:
+                loading.result()
+        self._updates.finish_weight_update()
+
+    def _fill(self, tensors: NamedTensors, offset: int) -> list[Entry]:
+        """Copy tensors to `offset`, in bytes, and on; returns (name, dtype, shape, offset) of each."""
+        entries = []
+        for name, tensor in tensors:
+            numel, dtype = tensor.numel(), tensor.dtype
+            target = torch.frombuffer(self._memory, dtype=dtype, count=numel, offset=offset)
+            target.view(tensor.shape).copy_(tensor.detach())
+            entries.append((name, str(dtype).removeprefix("torch."), tuple(tensor.shape), offset))
+            offset += aligned_bytes(numel, dtype)
+        return entries

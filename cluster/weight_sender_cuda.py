@@ -1,0 +1,106 @@
+"""Weights between GPUs, by vLLM's own senders: CUDA IPC on the same GPU, NCCL from one to another.
+
+Nothing of this has run yet (docs/gpu.md).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from cluster.weight_sender import Arguments, Call, WeightSender
+
+if TYPE_CHECKING:
+    from vllm.distributed.weight_transfer.base import WeightSource
+
+BUFFERS = 2  # of NCCL: one is packed while the other travels
+
+
+class _CudaSender(WeightSender):
+    """Drives the sender of vLLM's that `_vllm_sender` makes; it makes the calls of an update itself."""
+
+    def _open(self) -> None:
+        self._sender = self._vllm_sender(self._source())
+
+    def _send(self) -> None:
+        torch.cuda.synchronize()  # vLLM packs on streams of its own, which wait for no optimizer step
+        with self._watch.part("copy"):  # what is neither gathering nor the workers' is in here, waiting included
+            self._sender.send_weights()
+
+    def _vllm_sender(self, source: WeightSource) -> Any:
+        raise NotImplementedError
+
+    def _source(self) -> WeightSource:
+        """Our buckets as vLLM walks through them: tensor by tensor, each a fresh pass, on every rank."""
+        from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+        sender = self
+
+        class Source(WeightSource):
+            def metadata(self) -> list[ParamMeta]:
+                shapes = sender._weights.shapes
+                return [ParamMeta(name, dtype, shape) for name, (shape, dtype) in shapes.items()]
+
+            def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+                for bucket in sender._gathered():
+                    yield from bucket
+
+        return Source()
+
+
+class CudaIpcSender(_CudaSender):
+    """Through a buffer on the GPU that learner rank and rollout worker share; every rank brings its GPU's."""
+
+    def _vllm_sender(self, source: WeightSource) -> Any:
+        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCTrainerWeightTransferEngine
+
+        info = IPCTrainerInitInfo(
+            rank=self._weights.rank,
+            packed=True,
+            packed_buffer_size_bytes=max(self._bucket_bytes, self._largest),
+        )
+        return IPCTrainerWeightTransferEngine.trainer_init(info, client=self._updates, source=source)
+
+
+class NcclSender(_CudaSender):
+    """Broadcasts from learner rank 0 to every process of every rollout worker.
+
+    workers: how many rollout workers; tensor_parallel: processes of each.
+    """
+
+    def __init__(self, call: Call, bucket_bytes: int, workers: int, tensor_parallel: int) -> None:
+        super().__init__(call, bucket_bytes)
+        self._workers = workers
+        self._tensor_parallel = tensor_parallel
+
+    def _vllm_sender(self, source: WeightSource) -> Any:
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
+
+        self._updates.of_worker = self._ranks_of
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = int(probe.getsockname()[1])
+        info = NCCLTrainerInitInfo(
+            rank=self._weights.rank,
+            master_address=_address(),
+            master_port=port,
+            world_size=1 + self._workers * self._tensor_parallel,
+            packed=True,
+            packed_buffer_size_bytes=self._bucket_bytes,
+            packed_num_buffers=BUFFERS,
+        )
+        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=self._updates, source=source)
+
+    def _ranks_of(self, init_info: Arguments) -> list[Arguments]:
+        """vLLM counts ranks within one engine; ours are several, one after another behind the learner's rank 0."""
+        return [{**init_info, "rank_offset": 1 + worker * self._tensor_parallel} for worker in range(self._workers)]
+
+
+def _address() -> str:
+    """This node's, as the workers' nodes reach it."""
+    import ray
+
+    return str(ray.util.get_node_ip_address())
