@@ -52,8 +52,8 @@ class EngineOptions:
     """What an engine needs to know. kv_cache_bytes in bytes; max_tokens is prompt plus completion.
 
     transport: the weight-transfer backend, which vLLM's worker processes know once they have imported the class
-    worker_extension (its path), which also has `update_seconds`. tensor_parallel: GPUs, or processes on a CPU,
-    that share the model and the cache. sleeps: whether it will be asked to sleep, on a GPU.
+    worker_extension (its path), which also brings the calls that are not vLLM's. tensor_parallel: GPUs, or
+    processes on a CPU, that share the model and the cache. sleeps: whether it will be asked to sleep, on a GPU.
     """
 
     model_path: Path
@@ -121,6 +121,7 @@ class Engine:
             **_device_arguments(options),
         )
         self._engine: LLMEngine = LLMEngine.from_engine_args(arguments)
+        self._engine.collective_rpc("unname_shared_memory")
 
     @property
     def busy(self) -> bool:

@@ -9,6 +9,7 @@ import mmap
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,8 +42,8 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
         self._received: set[str] = set()
         self._loaded: set[str] = set()
         for layer in self.model.modules():
-            method: Any = getattr(layer, "quant_method", None)
-            if hasattr(method, "process_weights_after_loading"):
+            method = getattr(layer, "quant_method", None)
+            if method is not None and hasattr(method, "process_weights_after_loading"):
                 method.process_weights_after_loading = self._repacking(layer, method.process_weights_after_loading)
 
     def parse_init_info(self, init_dict: dict[str, Any]) -> Any:
@@ -110,6 +111,14 @@ class UpdateSeconds:
     def update_seconds(self) -> dict[str, float]:
         """Seconds of the last update in this process: load and repack."""
         return {"load": 0.0, "repack": 0.0} | self.weight_transfer_engine.watch.seconds
+
+    def unname_shared_memory(self) -> None:
+        """Remove the names of the memory through which processes on a CPU share activations, once all have mapped it.
+
+        vLLM removes them when a process ends in peace, so one that is killed would leave them.
+        """
+        for path in Path("/dev/shm").glob(f"{os.environ.get('VLLM_DIST_IDENT', 'none')}-*-cpushm_*"):
+            path.unlink(missing_ok=True)
 
 
 @dataclass
