@@ -22,6 +22,7 @@ from cluster.reference import ReferenceResets, References
 from cluster.run_folder import RunFolder
 from cluster.start import Actors
 from cluster.tensorboard import TensorBoard
+from cluster.turns import Turns
 from configs.errors import RunError
 from configs.schema import Config
 from data.hashing import stable_hash
@@ -44,6 +45,7 @@ class Run:
     actors: Actors
     sampler: PromptSampler
     samples: OnDemand | SampleStream
+    turns: Turns
     held_out: list[Prompt]
     checkpoints: Checkpoints
     tensorboard: TensorBoard | None
@@ -95,12 +97,15 @@ def train_step(run: Run, step: int) -> None:
     check_verdicts(sampled.groups, config.rewards.max_error_rate)
     behind = staleness_metrics(sampled, run.version)
     clock.lap()
+    run.turns.learning()
     probed = check_push(run)
     learned = learn(run.actors.learner, config, trained_groups(config, sampled.groups, step), run.values)
     clock.add("update", clock.lap())
     if learned["policy/updates"]:
         run.version += int(learned["policy/updates"])
+        run.turns.pushing()
         learned |= push(run, sampled.groups[0].prompt)
+    run.turns.sampling()
     run.samples.pushed(run.version)
     clock.add("sync", clock.lap())
     run.checkpoints.poll(run.actors.learner)

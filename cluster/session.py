@@ -23,6 +23,7 @@ from cluster.run_folder import RunFolder
 from cluster.start import Actors, connect_weights, start_actors
 from cluster.supervised import supervised_step
 from cluster.tensorboard import TensorBoard
+from cluster.turns import Turns
 from configs.errors import UsageError
 from configs.loading import dump_config
 from configs.schema import Config
@@ -112,6 +113,7 @@ def _train(
             actors=actors,
             sampler=sampler,
             samples=_samples(config, actors, sampler, state),
+            turns=Turns(actors.rollouts, actors.learner, actors.device == "cuda" and placement.kind == "colocated"),
             held_out=materials.held_out,
             checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep),
             tensorboard=tensorboard,
@@ -164,6 +166,7 @@ def _samples(config: Config, actors: Actors, sampler: PromptSampler, state: Loop
 
 def _loop(run: Run, done: int) -> Outcome:
     run.display.start(done, run.config.training.steps)
+    run.turns.sampling()
     try:
         with Interrupts() as interrupts:
             take_step = supervised_step if run.config.learner.supervised else train_step

@@ -68,7 +68,7 @@ def start_actors(config: Config, placement: Placement, model_path: Path, referen
         for who, actors in (("rollout worker", rollouts), ("learner rank", ranks), ("verifier", verifiers)):
             references = [actor.ready.remote() for actor in actors]
             wait_for(references, seconds, f"A {who} (starting)", "cluster.deadline_seconds")
-    except BaseException:
+    except BaseException:  # whatever kept an actor from coming up, the resources are free again
         reservation.release()
         raise
     pools = RolloutPool(rollouts, seconds), VerifierPool(verifiers), LearnerGroup(ranks, seconds)

@@ -19,10 +19,13 @@ def supervised_step(run: Run, step: int) -> None:
     """One step: the next prompts, updates on their demonstrations, weights pushed for the evaluation."""
     config, clock = run.config, Clock()
     prompts = run.sampler.take(config.rollout.prompts_per_batch)
+    run.turns.learning()
     learned = imitate(run.actors.learner, config, prompts)
     clock.add("update", clock.lap())
     run.version += int(learned["policy/updates"])
+    run.turns.pushing()
     learned |= run.actors.learner.sync_weights()
+    run.turns.sampling()
     clock.add("sync", clock.lap())
     run.checkpoints.poll(run.actors.learner)
     metrics = {**learned, "policy/version": float(run.version)}

@@ -1,0 +1,53 @@
+"""Who has the GPU when both sides share it: the one that does not work gives its memory to the other.
+
+On a CPU, and with GPUs of their own, nobody has to step aside.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+
+class Sampling(Protocol):
+    """What turns need of the rollout workers."""
+
+    def sleep(self) -> None: ...
+
+    def wake_up(self, what: Any) -> None: ...
+
+
+class Learning(Protocol):
+    """What turns need of the learner ranks."""
+
+    def call(self, method: str) -> Any: ...
+
+
+class Turns:
+    """`learning`, then `pushing` if there is something to push, then `sampling`. shared: whether GPUs are."""
+
+    def __init__(self, rollouts: Sampling, learner: Learning, shared: bool) -> None:
+        self._rollouts, self._learner, self._shared = rollouts, learner, shared
+        self._asleep: list[str] = []
+
+    def learning(self) -> None:
+        """Rollout workers sleep, weights and cache; the optimizer is back on the GPU."""
+        if self._shared:
+            self._rollouts.sleep()
+            self._asleep = ["weights", "kv_cache"]
+            self._learner.call("wake")
+
+    def pushing(self) -> None:
+        """The rollout workers' weights are on the GPU, to be replaced; their cache is not yet."""
+        self._wake("weights")
+
+    def sampling(self) -> None:
+        """The optimizer has left; rollout workers are wholly awake."""
+        if self._shared:
+            self._learner.call("sleep")
+        for what in tuple(self._asleep):
+            self._wake(what)
+
+    def _wake(self, what: str) -> None:
+        if what in self._asleep:
+            self._rollouts.wake_up(what)
+            self._asleep.remove(what)
