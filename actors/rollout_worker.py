@@ -210,7 +210,7 @@ class RolloutWorker:
             self._update = Deadline(self._deadline_seconds)
         try:
             self._the_engine.weight_transfer(call, **arguments)
-        except Exception as error:  # noqa: BLE001 - whatever it was, half an update must not be decoded with
+        except Exception as error:  # whatever it was, half an update must not be decoded with
             if not self._update:
                 raise
             raise HalfLoaded(f"A weight update failed half way in a rollout worker ({call}): {error}") from error
