@@ -89,7 +89,7 @@ GPUS = dict(
 )
 
 # Of 2 cores of an AMD EPYC, no GPU: what one core does in float32, what the memory gives to one core and to all,
-# and what each process takes before it holds a model, Ray's part included. `python -m benchmarks.plan` measures the last.
+# and what each process takes before it holds a model, Ray's part included.
 CORE_FLOPS = 100e9
 CORE_BANDWIDTH = 10e9
 CPU_LEARNER_BASE = 560 * MIB
@@ -131,18 +131,17 @@ def parse_hardware(text: str) -> Hardware:
 
 def find_gpu(name: str, memory: float | None = None) -> Device | None:
     """The GPU that a name means: ours, nvidia-smi's or Ray's. memory, in bytes, tells one from another of its name."""
-    plain = re.sub(r"nvidia|geforce|tesla|[\s_]", "", name.lower())
+    plain = re.sub(r"nvidia|geforce|tesla", "", name.lower())
+    plain = re.sub(r"[\s_]+", "-", plain.strip()).replace("rtx-", "rtx")
     if plain in GPUS:
         return GPUS[plain]
-    known = [gpu for key, gpu in GPUS.items() if plain.startswith(key.partition("-")[0])]
-    longest = max((len(gpu.name.partition("-")[0]) for gpu in known), default=0)
-    known = [gpu for gpu in known if len(gpu.name.partition("-")[0]) == longest]
+    known = [gpu for key, gpu in GPUS.items() if plain.split("-")[0] == key.split("-")[0]]
+    size = re.search(r"-(\d+)gb?\b", plain)
+    if memory is None and size:
+        memory = float(size[1]) * GIB
     if memory is None:
-        size = re.search(r"(\d+)gb?$", plain)
-        memory = float(size[1]) * GIB if size else None
-    if len(known) > 1 and memory is None:
-        return None
-    return min(known, key=lambda gpu: abs(gpu.memory - (memory or gpu.memory)), default=None)
+        return known[0] if len(known) == 1 else None
+    return min(known, key=lambda gpu: abs(gpu.memory - memory), default=None)
 
 
 def hardware_here() -> Hardware:
@@ -150,10 +149,7 @@ def hardware_here() -> Hardware:
 
     UsageError if the GPUs there are not of one known kind.
     """
-    if "RAY_ADDRESS" in os.environ:
-        found = _of_ray()
-    else:
-        found = _of_this_machine()
+    found = _of_ray() if "RAY_ADDRESS" in os.environ else _of_this_machine()
     if not found:
         return this_cpu()
     devices = [find_gpu(name, memory) for name, memory in found]
@@ -194,6 +190,8 @@ def _of_ray() -> list[tuple[str, float | None]]:
     kind = "accelerator_type:"
     found: list[tuple[str, float | None]] = []
     for resources in nodes:
-        names = [name.removeprefix(kind) for name in resources if name.startswith(kind)] or ["of a kind Ray cannot tell"]
+        names = [name.removeprefix(kind) for name in resources if name.startswith(kind)] or [
+            "of a kind Ray cannot tell"
+        ]
         found += [(names[0], None)] * int(resources.get("GPU", 0))
     return found

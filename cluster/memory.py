@@ -21,6 +21,7 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_cpu": 8.0, "adamw_8bit": 2 * (1 + 4 / 25
 # What a step needs beside states and gradient, per element: torch's AdamW a root or, on a CPU, two; bitsandbytes
 # steps in place on a GPU and in whole fp32 copies on a CPU.
 STEP_BYTES = {("adamw", False): 4, ("adamw", True): 8, ("adamw_8bit", False): 0, ("adamw_8bit", True): 20}
+FRAGMENTS = 1.15  # of the C library's heap, beside the activations in it
 BATCHED_TOKENS = 8192  # of vLLM's prefill, at least
 BLOCK = 32  # tokens of a block of the KV cache
 
@@ -60,7 +61,10 @@ def learner_rank(config: Config, shape: Shape, device: Device) -> Process:
         held["weights"] += width * trained
     if learner.needs_reference and not config.model.lora_rank:
         held["reference"] = float(width * whole)
-    states = {"fp32 masters": 0.0 if own_masters else 4 * shard, "optimizer": OPTIMIZER_BYTES[learner.optimizer] * shard}
+    states = {
+        "fp32 masters": 0.0 if own_masters else 4 * shard,
+        "optimizer": OPTIMIZER_BYTES[learner.optimizer] * shard,
+    }
     copies = width * whole + 4 * shard + states["optimizer"]  # of a checkpoint, while it is written
     offloaded = learner.optimizer == "adamw_cpu"
     if not offloaded:
@@ -79,8 +83,8 @@ def learner_rank(config: Config, shape: Shape, device: Device) -> Process:
     if offloaded:
         phases["step"] = {"gradients": host["gradients"], "step": host["step"]}
         phases["backward"]["gradients"] += host["gradients"]
-    kept = phases["backward"]["activations"]  # the C library keeps what many small blocks were taken from
-    phases["step"]["activations"] = kept
+    kept = phases["backward"]["activations"] = FRAGMENTS * phases["backward"]["activations"]
+    phases["step"]["activations"] = kept  # small blocks, whose memory the C library does not give back
     phases["checkpoint"] = {"checkpoint copies": copies, "activations": kept}
     return Process(held, phases, {})
 
@@ -108,7 +112,7 @@ def _gradients(config: Config, trained: int, shard: float, device: Device) -> Pa
 
 
 def _step(config: Config, shape: Shape, trained: int, shard: float, device: Device) -> Parts:
-    """The larger of two moments: gradients are made flat and fp32; the optimizer computes."""
+    """The larger of two moments: gradients are made flat and fp32; the optimizer computes, beside those before."""
     width, stage, optimizer = WEIGHT_BYTES[config.model.dtype], config.learner.zero_stage, config.learner.optimizer
     if optimizer == "adamw_cpu":
         return {"step": 0.0}
@@ -120,7 +124,7 @@ def _step(config: Config, shape: Shape, trained: int, shard: float, device: Devi
     gradients = width * (trained if stage == 1 else shard)
     bucket = width * (min(trained, REDUCE_BUCKET) if device.is_cpu else REDUCE_BUCKET) if stage == 3 else 0.0
     flattening = gradients + (width + (4 if width == 2 else 0)) * part
-    stepping = (4 + rooms) * part + (gradients if stage == 3 else 0.0)
+    stepping = (4 + rooms) * part + gradients
     return {"gradients": 4 * part, "gradient bucket": bucket, "step": max(flattening, stepping) - 4 * part}
 
 
@@ -178,12 +182,15 @@ def rollout_worker(config: Config, shape: Shape, device: Device) -> Process:
     prefill = tokens * width * (3 * shape.mlp_width / share + 4 * shape.width)
     sampler = rollout.max_running * shape.vocabulary * (12 + (12 if rollout.top_k or rollout.top_p < 1 else 0))
     held = {"process": device.rollout_base, "weights": weights, "KV cache": float(rollout.kv_cache_mb * MIB)}
-    phases = {"sampling": {"prefill and sampler": float(max(prefill, sampler))}, "sync": {"sync bucket": 2 * bucket(config, shape)}}
+    phases = {
+        "sampling": {"prefill and sampler": float(max(prefill, sampler))},
+        "sync": {"sync bucket": 2 * bucket(config, shape)},
+    }
     return Process(held, phases, {})
 
 
 def bucket(config: Config, shape: Shape) -> float:
-    """Bytes of the weight sync's bucket: as configured, but no more than the model and no less than its largest tensor."""
+    """Bytes of the weight sync's bucket: as configured, at most the model, at least its largest tensor."""
     width = WEIGHT_BYTES[config.model.dtype]
     largest = width * max(shape.embedding_parameters, shape.width * shape.mlp_width)
     return float(min(width * shape.parameters, max(config.cluster.sync_bucket_mb * MIB, largest)))

@@ -184,6 +184,6 @@ def _of_hub(name: str) -> Shape:
     except (OSError, httpx.HTTPError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"The model {name!r} is no local folder, and its config.json could not be fetched: {first_line.rstrip('.')}. "
+            f"The model {name!r} is no local folder, and its config.json was not fetched: {first_line.rstrip('.')}. "
             f"Give a folder, or a model whose shape is known here: {', '.join(KNOWN)}."
         ) from error

@@ -49,7 +49,7 @@ def phase_times(config: Config, shape: Shape, device: Device) -> PhaseTimes:
 
 
 def sample_seconds(config: Config, shape: Shape, device: Device) -> float:
-    """Prefill of every prompt once, then decoding, as many completions at a time as run at once and fit the KV cache."""
+    """Prefill of every prompt once, then decoding, of as many completions at a time as may run and fit the cache."""
     rollout, gpus = config.rollout, config.rollout.tensor_parallel
     prompt, completion = PROMPT_SHARE * config.data.max_prompt_tokens, mean_completion(config)
     workers = config.cluster.rollout_workers

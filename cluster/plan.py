@@ -48,7 +48,8 @@ class Split:
         workers, ranks = (self.changes[f"cluster.{key}"] for key in ("rollout_workers", "learner_ranks"))
         stale = self.changes["cluster.max_staleness"]
         how = f"staleness up to {stale}" if stale else "on-policy"
-        return f"{self.changes['cluster.placement']}, {_count(workers, 'rollout worker')}, {_count(ranks, 'learner rank')}, {how}"
+        who = f"{_count(workers, 'rollout worker')}, {_count(ranks, 'learner rank')}"
+        return f"{self.changes['cluster.placement']}, {who}, {how}"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Plan:
                 Seat("GPU that samples", sampling, awake),
                 Seat("GPU that learns", cluster.learner_ranks, learning | {"sync": learner.held | sync}),
             ]
-        # One side sleeps while the other works: of the sleeping one its process is left. Weights of both meet to be synced.
+        # Of the side that sleeps its process is left; to be synced, the weights of both must be there.
         processes = learner.held["process"] + rollout.held["process"]
         phases = {"sampling": awake["sampling"] | {"process": processes}}
         phases |= {name: parts | {"process": processes} for name, parts in learning.items()}
@@ -114,7 +115,7 @@ class Plan:
 
     @property
     def host(self) -> Parts:
-        """Bytes in the CPU's memory beside GPUs, of all learner ranks: what is offloaded, and of rank 0 its checkpoint."""
+        """Bytes in the CPU's memory beside GPUs: what all learner ranks offload, and the checkpoint of rank 0."""
         ranks = self.config.cluster.learner_ranks
         parts = {n: size * (1 if n == "checkpoint copies" else ranks) for n, size in self.learner.host.items()}
         if parts and self.config.cluster.resolved_placement == "colocated":
@@ -280,12 +281,12 @@ def _same_result(plan: Plan) -> Iterator[Changes]:
         yield {"rollout.kv_cache_mb": max(possible, int(least))}
     if not config.model.gradient_checkpointing:
         yield {"model.gradient_checkpointing": True}
+    for tokens in _halved(config.learner.logprob_chunk_tokens, 64):
+        yield {"learner.logprob_chunk_tokens": tokens}
     for tokens in _halved(config.learner.tokens_per_micro_batch, config.max_tokens):
         yield {"learner.tokens_per_micro_batch": tokens}
     if config.learner.tokens_per_micro_batch > config.max_tokens:
         yield {"learner.tokens_per_micro_batch": config.max_tokens}
-    for tokens in _halved(config.learner.logprob_chunk_tokens, 64):
-        yield {"learner.logprob_chunk_tokens": tokens}
     for running in _halved(config.rollout.max_running, 8):
         yield {"rollout.max_running": running}
     if config.cluster.learner_ranks > 1:
