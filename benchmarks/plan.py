@@ -32,7 +32,7 @@ POLL_SECONDS = 0.2
 ACTORS = {"learner": "ray::LearnerRank", "rollout": "ray::RolloutWorker"}
 SHORT = ("training.steps=2", "checkpoint.every=1", "data.held_out_problems=16", "data.train_problems=40")
 SIZES = {
-    "1M": ("quickstart", *SHORT),
+    "1M": ("quickstart", *SHORT, "model.warm_start.steps=1"),
     "34M": (
         "quickstart",
         *SHORT,

@@ -102,8 +102,8 @@ class Plan:
         if cluster.resolved_placement == "disaggregated":
             sampling = cluster.rollout_workers * self.config.rollout.tensor_parallel
             return [
-                Seat("GPU that samples", sampling, awake),
-                Seat("GPU that learns", cluster.learner_ranks, learning | {"sync": learner.held | sync}),
+                Seat("sampling GPU", sampling, awake),
+                Seat("learning GPU", cluster.learner_ranks, learning | {"sync": learner.held | sync}),
             ]
         # Of the side that sleeps its process is left; to be synced, the weights of both must be there.
         processes = learner.held["process"] + rollout.held["process"]
@@ -111,7 +111,7 @@ class Plan:
         phases |= {name: parts | {"process": processes} for name, parts in learning.items()}
         both = learner.held["weights"] + rollout.held["weights"]
         phases["sync"] = {"process": processes, "weights": both, "sync bucket": bucket(self.config, self.shape)}
-        return [Seat("GPU", self.gpus_asked, phases)]
+        return [Seat("shared GPU", self.gpus_asked, phases)]
 
     @property
     def host(self) -> Parts:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.hardware import GIB, GPUS, Hardware, hardware_here, parse_hardware
-from cluster.memory import micro_batch_tokens
+from cluster.memory import OPTIMIZER_BYTES, activations, micro_batch_tokens, trained_parameters
 from cluster.model_shape import model_shape
 from cluster.phase_times import COMPLETION_SHARE, sequences_held
 from cluster.plan import Plan
@@ -49,7 +49,7 @@ def print_plan(config: Config, name: str, hardware: Hardware, price: float | Non
 
 def report(plan: Plan, name: str, price: float | None = None) -> str:
     """The whole plan as text."""
-    blocks = [_head(plan, name), _memory(plan), _cache(plan), _times(plan, price)]
+    blocks = [_head(plan, name), _memory(plan), _choices(plan), _times(plan, price)]
     if not plan.hardware.device.is_cpu:
         blocks.append(_splits(plan))
     blocks.append(_verdict(plan))
@@ -61,33 +61,31 @@ def _head(plan: Plan, name: str) -> list[str]:
     model, learner, cluster = config.model, config.learner, config.cluster
     trained = f"LoRA of rank {model.lora_rank}" if model.lora_rank else "all weights"
     each = " each" if plan.hardware.count > 1 else ""
+    where = "the CPU" if device.is_cpu else _gpus(config.rollout.tensor_parallel)
     lines = [
         f"Plan of {name} on {plan.hardware.name}, {device.memory / GIB:.1f} GiB{each}",
-        f"model      {model.name}: {plan.shape.parameters / 1e6:,.1f}M parameters in {model.dtype}, {trained}",
-        f"learner    {cluster.learner_ranks} x ZeRO-{learner.zero_stage}, {learner.optimizer}, "
+        f"model       {model.name}: {plan.shape.parameters / 1e6:,.1f}M parameters in {model.dtype}, {trained}",
+        f"learner     {cluster.learner_ranks} x ZeRO-{learner.zero_stage}, {learner.optimizer}, "
         f"gradient checkpointing {'on' if model.gradient_checkpointing else 'off'}, "
         f"micro-batches of {micro_batch_tokens(config):,.0f} tokens",
-        f"sampler    {cluster.rollout_workers} x vLLM on {_gpus(config.rollout.tensor_parallel, device.is_cpu)}, "
+        f"sampler     {cluster.rollout_workers} x vLLM on {where}, "
         f"up to {config.rollout.max_running} completions at a time",
     ]
     if device.is_cpu:
         return [
             *lines,
-            "placement  colocated: both sides take turns on the CPU, and all that they hold stays in memory",
+            "placement   colocated: both sides take turns on the CPU, and all that they hold stays in memory",
         ]
     if cluster.resolved_placement == "colocated":
         how = "colocated: both sides share each GPU; the one not working sleeps (vLLM gives up weights and cache, the "
-        return [*lines, f"placement  {how}learner", "           moves its states to the CPU's memory)"]
+        return [*lines, f"placement   {how}learner", "            moves its states to the CPU's memory)"]
     first = cluster.rollout_workers * config.rollout.tensor_parallel
-    ranks = f"{first}-{plan.gpus_asked - 1}" if cluster.learner_ranks > 1 else str(first)
-    return [
-        *lines,
-        f"placement  disaggregated: GPU {f'0-{first - 1}' if first > 1 else '0'} samples, GPU {ranks} learns",
-    ]
+    sampling, learning = _gpus(first), _gpus(cluster.learner_ranks)
+    return [*lines, f"placement   disaggregated: {sampling} to sample, {learning} to learn"]
 
 
-def _gpus(count: int, is_cpu: bool) -> str:
-    return "the CPU" if is_cpu else f"{count} GPU" + ("" if count == 1 else "s")
+def _gpus(count: int) -> str:
+    return f"{count} GPU" + ("" if count == 1 else "s")
 
 
 def _memory(plan: Plan) -> list[str]:
@@ -98,7 +96,7 @@ def _memory(plan: Plan) -> list[str]:
     else:
         columns = [(seat.name, phase, parts) for seat in plan.seats for phase, parts in seat.phases.items()]
     names = list(dict.fromkeys(name for _, _, parts in columns for name, size in parts.items() if size))
-    wide = max(16, *(len(seat) + 2 for seat, _, _ in columns))
+    wide = max(len(seat) for seat, _, _ in columns) + 2
     lines = [
         f"{'GiB':22}" + "".join(f"{seat:>{wide}}" for seat, _, _ in columns),
         f"{'':22}" + "".join(f"{phase:>{wide}}" for _, phase, _ in columns),
@@ -112,23 +110,43 @@ def _memory(plan: Plan) -> list[str]:
         lines.append("the machine: " + ", ".join(f"{name} {size / GIB:.1f}" for name, size in whole.items() if size))
     elif plan.host:
         lines.append("CPU memory beside it: " + ", ".join(f"{n} {size / GIB:.1f}" for n, size in plan.host.items()))
+    lines = [line.rstrip() for line in lines]
     lines.append(
         "peak: " + "; ".join(f"{s.name} {s.peak / GIB:.1f} of {plan.usable / GIB:.1f} GiB usable" for s in plan.seats)
     )
     return lines
 
 
+def _choices(plan: Plan) -> list[str]:
+    """What the main options trade: activations, optimizer, KV cache."""
+    config, is_cpu = plan.config, plan.hardware.device.is_cpu
+    sizes = {}
+    for on in (True, False):
+        other = config.model_copy(update={"model": config.model.model_copy(update={"gradient_checkpointing": on})})
+        sizes[on] = activations(other, plan.shape) / GIB
+    shard = trained_parameters(config, plan.shape) / (config.cluster.learner_ranks if config.learner.zero_stage else 1)
+    states = ", ".join(
+        f"{name} {size * shard / GIB:.2f}" + (" in the CPU's memory" if name == "adamw_cpu" and not is_cpu else "")
+        for name, size in OPTIMIZER_BYTES.items()
+    )
+    return [
+        f"activations {sizes[True]:.2f} GiB with gradient checkpointing, {sizes[False]:.2f} without",
+        f"optimizer   {states}",
+        *_cache(plan),
+    ]
+
+
 def _cache(plan: Plan) -> list[str]:
     config = plan.config
     held, given, possible = sequences_held(config, plan.shape), config.rollout.kv_cache_mb, plan.kv_cache_mb_possible
     line = (
-        f"KV cache   rollout.kv_cache_mb={given} holds {held:,} sequences of {config.max_tokens:,} tokens, "
+        f"KV cache    rollout.kv_cache_mb={given} holds {held:,} sequences of {config.max_tokens:,} tokens, "
         f"and {config.rollout.max_running} run at a time"
     )
     useful = held < min(config.rollout.max_running, config.completions_per_batch)
     if useful and possible > given:
-        return [line, f"           memory is left: it could be {possible}"]
-    return [line, f"           memory would allow {possible}"] if possible > given else [line]
+        return [line, f"            memory is left: it could be {possible}"]
+    return [line, f"            memory would allow {possible}"] if possible > given else [line]
 
 
 def _times(plan: Plan, price: float | None) -> list[str]:
@@ -136,10 +154,10 @@ def _times(plan: Plan, price: float | None) -> list[str]:
     dollars = device.price if price is None else price
     unit = "machine-hour" if device.is_cpu else "GPU-hour"
     return [
-        f"seconds    sample {_seconds(times.sample)}, update {_seconds(times.update)}, sync {_seconds(times.sync)}, "
+        f"seconds     sample {_seconds(times.sample)}, update {_seconds(times.update)}, sync {_seconds(times.sync)}, "
         f"step {_seconds(times.step)} (completions of {COMPLETION_SHARE * config.rollout.max_completion_tokens:,.0f} "
         "tokens on average)",
-        f"cost       1,000 steps: {times.step / 3.6:,.1f} hours, ${plan.cost(dollars):,.2f} at ${dollars:.2f} a {unit}"
+        f"cost        1,000 steps: {times.step / 3.6:,.1f} hours, ${plan.cost(dollars):,.2f} at ${dollars:.2f} a {unit}"
         + (" (assumed; --price sets it)" if price is None else ""),
     ]
 
@@ -150,17 +168,19 @@ def _seconds(value: float) -> str:
 
 def _splits(plan: Plan) -> list[str]:
     splits = plan.splits()
-    lines = [f"splits     of {plan.hardware.name}, seconds a step, with the other options as they are"]
+    lines = [f"splits      of {plan.hardware.name}, seconds a step, with the other options as they are"]
     lines += [f"  {_seconds(s.times.step):>6}  {s}{'' if s.fits else '  (does not fit)'}" for s in splits]
     stale = plan.config.cluster.resolved_max_staleness
     alike = [s for s in splits if s.fits and bool(s.changes["cluster.max_staleness"]) == bool(stale)]
     if not alike:
         return [*lines, "recommended: none of them fits with the other options as they are"]
-    return [*lines, f"recommended {_as_options(alike[0].changes)}"]
+    return [*lines, f"recommended {as_options(alike[0].changes)}"]
 
 
-def _as_options(changes: dict[str, Any]) -> str:
-    return " ".join(f"{key}={shown(value)}" for key, value in changes.items())
+def as_options(changes: dict[str, Any]) -> str:
+    """As they are given on the command line."""
+    words = {key: value if isinstance(value, str) else shown(value) for key, value in changes.items()}
+    return " ".join(f"{key}={word}" for key, word in words.items())
 
 
 def _verdict(plan: Plan) -> list[str]:
@@ -173,7 +193,7 @@ def _verdict(plan: Plan) -> list[str]:
             *lines,
             "No change of one option or of several was found that makes it fit; take a smaller model or more memory.",
         ]
-    return [*lines, f"Fix: {_as_options(changes)}"]
+    return [*lines, f"Fix: {as_options(changes)}"]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3Config
 
 from benchmarks.plan import measure, settings_of
@@ -19,12 +21,12 @@ from cluster.memory import learner_rank
 from cluster.model_shape import BUILT_IN_VOCABULARY, KNOWN, model_shape
 from cluster.phase_times import sequences_held
 from cluster.plan import Plan
-from cluster.plan_report import main, report
+from cluster.plan_report import as_options, main, report
 from configs.errors import UsageError
 from configs.loading import RECIPES, load_config, recipe_names
-from configs.mistakes import shown
 from configs.schema import Config, Model
 from data.tokenizer import build_tokenizer
+from tests.learner_cases import Batch, Case, Job, run_all, tiny_models, update
 
 ROOT = Path(__file__).resolve().parents[1]
 LAPTOP = Hardware(1, replace(this_cpu().device, memory=15.0 * GIB))
@@ -232,9 +234,9 @@ def test_what_does_not_fit_comes_with_a_fix_that_works(
     assert plan.problems
     changes = plan.advice()
     assert changes is not None and knob in changes
-    followed = plan_of(recipe, hardware, *overrides, *(f"{key}={shown(value)}" for key, value in changes.items()))
+    followed = plan_of(recipe, hardware, *overrides, *as_options(changes).split())
     assert followed.problems == []
-    assert f"{knob}={shown(changes[knob])}" in report(plan, recipe)
+    assert as_options({knob: changes[knob]}) in report(plan, recipe)
     for key in changes:  # none of it is idle
         without = plan.changed({k: v for k, v in changes.items() if k != key})
         assert without is None or without.problems
@@ -251,7 +253,7 @@ def test_the_recommended_split_is_the_fastest_that_fits(hardware: str) -> None:
     best = min((s for s in splits if s.fits and s.changes["cluster.max_staleness"] == 0), key=lambda s: s.times.step)
     line = next(line for line in report(plan, "x").splitlines() if line.startswith("recommended"))
     for key, value in best.changes.items():
-        assert f"{key}={shown(value)}" in line
+        assert as_options({key: value}) in line
 
 
 def test_faster_hardware_and_more_of_it_is_faster_and_the_price_is_paid_by_all_gpus() -> None:
@@ -307,6 +309,37 @@ def test_every_gpu_of_the_table_is_planned_for() -> None:
 
 
 # The figures
+
+HELD = [
+    Case(zero, ranks, dtype=dtype, optimizer=optimizer, use="held")
+    for zero, ranks, dtype, optimizer in [
+        (0, 1, "float32", "adamw"),
+        (0, 1, "bfloat16", "adamw"),
+        (1, 1, "bfloat16", "adamw_8bit"),
+        (2, 1, "float32", "adamw"),
+        (2, 1, "float32", "adamw_cpu"),
+        (1, 2, "float32", "adamw"),
+        (2, 2, "bfloat16", "adamw_8bit"),
+        (3, 2, "float32", "adamw"),
+    ]
+]
+
+
+def test_masters_and_states_are_as_large_as_deepspeed_holds_them(tmp_path: Path) -> None:
+    models = tiny_models(tmp_path)
+    jobs = [Job(case, [update(Batch()), ["save", str(tmp_path / case.name)]]) for case in HELD]
+    run_all(tmp_path / "runs", models, jobs)
+    for case in HELD:
+        config = Config.model_validate_json(json.dumps(case.config()))
+        shape = model_shape(Model(name=str(models[case.model])))
+        planned = learner_rank(config, shape, this_cpu().device).held
+        tensors = load_file(tmp_path / case.name / "trainer" / "rank_0.safetensors")
+        sizes = {"master": 0, "state": 0}
+        for name, tensor in tensors.items():
+            sizes[name.partition(".")[0]] += tensor.nbytes
+        assert sizes["state"] == pytest.approx(planned["optimizer"], rel=0.06), case.name
+        own = case.zero == 0 and case.dtype == "float32"  # the weights themselves
+        assert sizes["master"] == pytest.approx(planned["weights" if own else "fp32 masters"], rel=0.02), case.name
 
 
 def test_the_planned_peaks_are_those_of_a_run(tmp_path: Path) -> None:
