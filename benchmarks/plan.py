@@ -41,7 +41,13 @@ SIZES = {
         "learner.optimizer=adamw",
         "learner.tokens_per_micro_batch=2048",
     ),
-    "135M": ("smollm2_cpu", *SHORT),
+    "135M": (
+        "smollm2_cpu",
+        *SHORT,
+        "rollout.prompts_per_batch=4",
+        "evaluation.samples=1",
+        "learner.filter_threshold=null",
+    ),
 }
 
 

@@ -176,8 +176,9 @@ def rollout_worker(config: Config, shape: Shape, device: Device) -> Process:
     rollout, width = config.rollout, WEIGHT_BYTES[config.model.dtype]
     share = 1 if device.is_cpu else rollout.tensor_parallel
     weights = width * shape.parameters / share
-    if device.is_cpu and shape.tied:
-        weights += width * shape.embedding_parameters  # the head is packed for itself
+    if device.is_cpu:  # linear layers are packed anew, and the C library keeps the room they had; so is a tied head
+        weights += width * shape.layers * shape.layer_parameters
+        weights += width * shape.embedding_parameters if shape.tied else 0
     tokens = min(max(config.max_tokens, BATCHED_TOKENS), rollout.max_running * config.max_tokens)
     prefill = tokens * width * (3 * shape.mlp_width / share + 4 * shape.width)
     sampler = rollout.max_running * shape.vocabulary * (12 + (12 if rollout.top_k or rollout.top_p < 1 else 0))
