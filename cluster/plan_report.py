@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options over the config")
     given = parser.parse_intermixed_args(argv)
     try:
+        if given.price is not None and not 0 <= given.price < math.inf:
+            raise UsageError(f"--price {given.price} is no price; give the dollars of a GPU-hour, such as 0.4.")
         config = load_config(given.config, given.overrides)
         hardware = parse_hardware(given.hardware) if given.hardware else hardware_here()
         return print_plan(config, find_config(given.config).stem, hardware, given.price)

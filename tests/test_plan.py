@@ -278,8 +278,15 @@ def test_the_command_prints_the_plan_and_says_by_its_exit_code_whether_it_fits(
     assert "Fix: " in capsys.readouterr().out
     assert main(["--config", "dash_math_3b", "--hardware", "1xT4"]) == 1
     assert "take a smaller model" in capsys.readouterr().out
-    assert main(["--hardware", "9xVoodoo"]) == 2
-    assert capsys.readouterr().err.startswith("error: --hardware 9xVoodoo")
+    for wrong in (["--hardware", "9xVoodoo"], ["--price", "-1"]):
+        assert main(wrong) == 2
+        assert capsys.readouterr().err.startswith(f"error: {' '.join(wrong)}")
+
+
+def test_the_readme_shows_what_is_printed() -> None:
+    printed = report(plan_of("open_rs3", "4xA40"), "open_rs3")
+    indented = "\n".join(f"    {line}".rstrip() for line in printed.splitlines())
+    assert indented in (ROOT / "README.md").read_text()
 
 
 def test_a_training_command_plans_for_this_machine_and_starts_nothing() -> None:
