@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -76,7 +77,11 @@ def measure(settings: Sequence[str], folder: Path, deadline_seconds: float = HOU
     plan = Plan(config, model_shape(config.model), this_cpu())
     place = [f"training.runs_dir={folder}", "training.name=run", "telemetry.live=off"]
     command = [sys.executable, str(ROOT / "run_local.py"), "--config", *settings, *place]
-    with (folder / "output").open("w+") as output, subprocess.Popen(command, stdout=output, stderr=output) as run:
+    alone = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with (
+        (folder / "output").open("w+") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, env=alone) as run,
+    ):
         try:
             peaks = watch(run, deadline_seconds)
         finally:

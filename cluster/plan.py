@@ -129,7 +129,7 @@ class Plan:
         config, device = self.config, self.hardware.device
         found = []
         if not device.is_cpu and self.gpus_asked > self.hardware.count:
-            found.append(f"{_count(self.gpus_asked, 'GPU')} are asked for and there are {self.hardware.count}")
+            found.append(f"{_count(self.gpus_asked, 'GPU')} are asked for and {self.hardware.count} there")
         if config.model.dtype == "bfloat16" and device.bf16 is None:
             found.append(f"a {device.name} has no bfloat16")
         found += [
