@@ -19,6 +19,7 @@ USAGE = """usage: pocketgrpo COMMAND ...
 commands:
   train     train a model; `pocketgrpo train --help` explains every option
   evaluate  score a model on benchmarks; `pocketgrpo evaluate --help`
+  plan      the memory and time that a run takes on a hardware; `pocketgrpo plan --help`
   replay    recompute an update of a run from disk; `pocketgrpo replay --help`
 """
 
@@ -43,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cluster.evaluate import main as evaluate_main
 
         return evaluate_main(rest, "pocketgrpo evaluate")
+    if command == "plan":
+        from cluster.plan_report import main as plan_main
+
+        return plan_main(rest)
     if command == "replay":
         from cluster.replay import main as replay_main
 

@@ -21,6 +21,8 @@ def main(
         if arguments.print_config:
             print(dump_config(arguments.config), end="")
             return 0
+        if arguments.plan:
+            return plan(arguments)
         return train(arguments)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -31,6 +33,14 @@ def main(
     except KeyboardInterrupt:
         print("interrupted before the first step; there is nothing to resume", file=sys.stderr)
         return INTERRUPTED
+
+
+def plan(arguments: Arguments) -> int:
+    """Print the plan for what is here: 0, or 1 if the run does not fit."""
+    from cluster.hardware import hardware_here
+    from cluster.plan_report import print_plan
+
+    return print_plan(arguments.config, arguments.config_name, hardware_here(), None)
 
 
 def train(arguments: Arguments) -> int:

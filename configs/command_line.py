@@ -29,6 +29,7 @@ class Arguments:
     config_name: str
     print_config: bool
     dry_run: bool
+    plan: bool
     resume: str | None
 
 
@@ -54,6 +55,7 @@ def parse_arguments(argv: Sequence[str] | None, prog: str, default_config: Path 
         config_name=name,
         print_config=given.print_config,
         dry_run=given.dry_run,
+        plan=given.plan,
         resume=given.resume,
     )
 
@@ -94,7 +96,7 @@ def _parser(prog: str, default_config: Path | str) -> argparse.ArgumentParser:
     parser = _Parser(
         prog=prog,
         description="Trains a language model with GRPO.",
-        usage=f"{prog} [--config X | --resume RUN] [--print-config] [--dry-run] [section.key=value ...]",
+        usage=f"{prog} [--config X | --resume RUN] [--print-config] [--dry-run] [--plan] [section.key=value ...]",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -105,6 +107,7 @@ def _parser(prog: str, default_config: Path | str) -> argparse.ArgumentParser:
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, exactly")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--dry-run", action="store_true", help="check everything and stop before any actor starts")
+    parser.add_argument("--plan", action="store_true", help="print the memory and time that a run takes here, and stop")
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -20,7 +20,7 @@ from configs.options import OPTIONS
 from configs.schema import Config, Data, Learner
 from configs.yaml_text import read_yaml, write_yaml
 
-FLAGS = ("--help", "--config", "--resume", "--print-config", "--dry-run")
+FLAGS = ("--help", "--config", "--resume", "--print-config", "--dry-run", "--plan")
 
 
 def refusal(overrides: list[str], config: Path | str | None = None) -> str:
@@ -391,7 +391,7 @@ def test_a_folder_is_no_config(tmp_path: Path) -> None:
 
 
 def test_without_arguments_the_default_recipe_is_taken() -> None:
-    assert parsed() == Arguments(load_config("quickstart", []), "quickstart", False, False, None)
+    assert parsed() == Arguments(load_config("quickstart", []), "quickstart", False, False, False, None)
 
 
 def test_overrides_and_flags_mix_in_any_order() -> None:
