@@ -98,8 +98,8 @@ def test_a_version_is_compared_by_its_release(given: str, tested: bool) -> None:
 
 
 def test_peer_access_is_read_from_nvidia_smi() -> None:
-    table = "\t\x1b[4mGPU0\tGPU1\tGPU2\x1b[0m\n GPU0\tX\tOK\tCNS\n GPU1\tOK\tX\tOK\n GPU2\tCNS\tOK\tX\n\nLegend:\n  X = Self\n"
-    assert cut_off_pairs(table) == (("GPU0", "GPU2"),)
+    rows = "\t\x1b[4mGPU0\tGPU1\tGPU2\x1b[0m\n GPU0\tX\tOK\tCNS\n GPU1\tOK\tX\tOK\n GPU2\tCNS\tOK\tX\n"
+    assert cut_off_pairs(f"{rows}\nLegend:\n\n  X    = Self\n  OK   = Status Ok\n") == (("GPU0", "GPU2"),)
     assert cut_off_pairs(None) == () == cut_off_pairs("No devices were found\n")
 
 
