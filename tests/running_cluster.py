@@ -83,6 +83,7 @@ def running_cluster() -> Iterator[RunningCluster]:
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": uuid.uuid4().hex,
+        "RAY_raylet_start_wait_time_s": f"{START_SECONDS:.0f}",
         "FORCE_COLOR": "1",  # a job's log has no colours all the same
         MARK: folder.name,
     }
@@ -96,13 +97,13 @@ def running_cluster() -> Iterator[RunningCluster]:
         *("--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
     ]
     node = [f"--address=127.0.0.1:{gcs}", "--num-cpus=2"]
-    processes = []
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        processes.append(_start([str(BIN / "ray"), "start", *common, *head], folder / "head.log", environment))
-        wait_until(lambda: _answers(dashboard) and _answers(gcs), START_SECONDS, "the head")
-        command = [*enter, str(BIN / "ray"), "start", *common, *node]
-        processes.append(_start(command, folder / "node.log", environment))
-        wait_until(lambda: "will now block" in (folder / "node.log").read_text(), START_SECONDS, "the node")
+        for name, before, options in (("head", [], head), ("node", enter, node)):
+            command = [*before, str(BIN / "ray"), "start", *common, *options]
+            processes.append(_start(command, folder / f"{name}.log", environment))
+            _wait_for_start(processes[-1], folder / f"{name}.log")
+        wait_until(lambda: _answers(dashboard), START_SECONDS, "the dashboard")
         yield RunningCluster(folder, f"http://127.0.0.1:{dashboard}", environment, hidden, bool(enter))
     finally:
         for process in reversed(processes):
@@ -135,6 +136,11 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
 def _start(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as out:
         return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=log.parent)
+
+
+def _wait_for_start(process: subprocess.Popen[bytes], log: Path) -> None:
+    wait_until(lambda: process.poll() is not None or "will now block" in log.read_text(), START_SECONDS, log.stem)
+    assert process.poll() is None, log.read_text()
 
 
 def _namespace(hidden: Path) -> list[str]:

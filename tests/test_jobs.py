@@ -68,6 +68,7 @@ def test_the_manifest_is_a_ray_job_that_trains() -> None:
     assert all(isinstance(value, str) for value in environment.values())
     assert int(environment["RAY_JOB_STOP_WAIT_TIME_S"]) > 60
     cluster = spec["rayClusterSpec"]
+    assert cluster["authOptions"] == {"mode": "token"}
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     version = next(line for line in (ROOT / "requirements.lock").read_text().splitlines() if line.startswith("ray=="))
     assert version == f"ray=={cluster['rayVersion']}"
