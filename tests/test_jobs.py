@@ -138,7 +138,7 @@ def test_a_node_without_the_model_is_given_it_or_named(cluster: RunningCluster, 
     assert f"{cluster.hidden}/model is not on the node" in found["missing"] and "Copy it there" in found["missing"]
     assert "holds another model" in found["other"]
     assert "nobody/no-such-model is not on the node" in found["hub"] and "hf download" in found["hub"]
-    assert all("_ray_pkg_" in path for path in found["packages"])
+    assert [Path(path).is_relative_to(cluster.folder / "node") for path in found["packages"]] == [True]
     assert "did not answer within 1 s (hang)" in found["late"]
     log = cluster.wait("unshared", JOB_SECONDS)
     assert "is not the same disk on" in log and "training.runs_dir" in log
