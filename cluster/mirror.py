@@ -166,7 +166,7 @@ def mirrored(folder: RunFolder, url: str | None, say: Say, seconds: float) -> It
     folder.changed = mirror.request
     try:
         yield
-    except BaseException:
+    except BaseException:  # whatever ended the run, what there is of it is copied
         try:
             mirror.close()
         except RunError as error:  # what ended the run comes first
