@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from zlib import crc32
 
 from cluster.checkpoints import MANIFEST
 from cluster.run_folder import RunFolder
@@ -120,8 +119,8 @@ class Mirror:
         name = str(checkpoint.relative_to(self.folder))
         target = f"{self._root}/{name}/{MANIFEST}"
         try:
-            manifest = (checkpoint / MANIFEST).read_bytes()
-            stamp = (len(manifest), crc32(manifest))
+            manifest, facts = (checkpoint / MANIFEST).read_bytes(), (checkpoint / MANIFEST).stat()
+            stamp = (facts.st_size, facts.st_mtime_ns)
             if self._sent.get(name) == stamp:
                 return
             there = _read(self._filesystem, target)
@@ -133,10 +132,13 @@ class Mirror:
             for path in sorted(checkpoint.rglob("*")):
                 if path.is_file() and path.name != MANIFEST:
                     self._send(path)
+            after = (checkpoint / MANIFEST).stat()
         except FileNotFoundError:
             if (checkpoint / MANIFEST).exists():
                 raise
             return  # pruned meanwhile
+        if (after.st_mtime_ns, after.st_ino) != (facts.st_mtime_ns, facts.st_ino):
+            return  # written anew meanwhile: what was sent may be a mixture, and the next copy is asked for already
         self._filesystem.pipe_file(target, manifest)
         self._sent[name] = stamp
 

@@ -51,6 +51,12 @@ def checkpoint(run: RunFolder, step: int, content: bytes = b"weights", whole: bo
     return path
 
 
+def delete(checkpoint: Path) -> None:
+    for path in checkpoint.iterdir():
+        path.unlink()
+    checkpoint.rmdir()
+
+
 def listing(place: str | Path) -> dict[str, bytes]:
     """Every file there, by its path."""
     if isinstance(place, Path):
@@ -87,12 +93,8 @@ def test_pruned_checkpoints_leave_the_url_and_rewritten_ones_are_sent_again(fold
     first = checkpoint(folder, 1)
     checkpoint(folder, 2)
     closed(folder, url)
-    for path in first.iterdir():
-        path.unlink()
-    first.rmdir()
-    for path in (folder.checkpoints / "step_000002").iterdir():
-        path.unlink()
-    (folder.checkpoints / "step_000002").rmdir()
+    delete(first)
+    delete(folder.checkpoints / "step_000002")
     checkpoint(folder, 2, b"other weights")
     closed(folder, url)
     assert listing(url) == listing(folder.path)
@@ -134,6 +136,36 @@ def test_a_failure_is_said_and_tried_again(folder: RunFolder, url: str) -> None:
     mirror.close()
     assert listing(url) == listing(folder.path)
     assert len(said) == 2 and all("503 Slow Down" in text for text in said)
+
+
+class Rewriting(Flaky):
+    """A filesystem during whose first write the checkpoint is deleted and written anew, with other lengths between."""
+
+    def __init__(self, filesystem: Any, run: RunFolder) -> None:
+        super().__init__(filesystem, 0)
+        self._run = run
+
+    def put_file(self, here: str, there: str) -> None:
+        super().put_file(here, there)
+        if self.failures == 0 and "step_000001" in here:
+            self.failures = -1
+            delete(self._run.checkpoints / "step_000001")
+            path = checkpoint(self._run, 1, b"half", whole=False)
+            super().put_file(str(path / "model.safetensors"), there)
+            delete(path)
+            checkpoint(self._run, 1)
+
+
+def test_a_checkpoint_written_anew_while_copied_is_no_mixture(folder: RunFolder, url: str, tmp_path: Path) -> None:
+    mirror = Mirror(folder.path, url, lambda _: None, SECONDS, NO_PAUSES)
+    mirror.open()
+    checkpoint(folder, 1)
+    mirror._filesystem = Rewriting(mirror._filesystem, folder)
+    mirror.request()
+    until(lambda: mirror._filesystem.failures == -1 and not mirror._wanted.is_set())
+    mirror.close()
+    fetch_run(url, tmp_path / "fetched", SECONDS)
+    assert load_state(tmp_path / "fetched" / "checkpoints" / "step_000001").step == 1
 
 
 def test_a_url_that_stays_away_stops_nothing_and_loses_nothing_silently(folder: RunFolder, url: str) -> None:

@@ -17,6 +17,7 @@ TWO_NODES = {"a": {"CPU": 16.0, "GPU": 2.0}, "b": {"CPU": 16.0, "GPU": 2.0}}
         ([{"GPU": 1, "CPU": 2}] * 4, FOUR_GPUS),
         ([{"GPU": 1, "CPU": 2}] * 4, TWO_NODES),
         ([{"CPU": 4}, {"GPU": 1}, {"GPU": 2}, {"GPU": 1}], TWO_NODES),  # first fit in this order would split the two
+        ([{"GPU": 1}, {"GPU": 2}], {"a": {"GPU": 2.0}, "b": {"GPU": 1.0}}),  # smallest first would take the wrong node
         ([{"GPU": 0.4}, {"GPU": 0.6}] * 4, FOUR_GPUS),
         ([{"CPU": 0.1}] * 10, {"a": {"CPU": 1.0}}),  # 10 x 0.1 is not 1.0 in floating point
     ],
