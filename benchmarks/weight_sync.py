@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.harness import RESULTS, Spread, measure, record
 from benchmarks.learner_speed import small_model
+from cluster.nodes import nodes_for_actors
 from cluster.placement import place
 from cluster.ray_session import ray_session
 from cluster.start import Actors, connect_weights, start_actors
@@ -51,7 +52,7 @@ def start(model: Path) -> Actors:
         "learner": {"threads": 1},
     }
     config = Config.model_validate(sections)
-    actors = start_actors(config, place(config), model, model, version=0)
+    actors = start_actors(config, place(config, nodes_for_actors()), model, model, version=0)
     connect_weights(config, actors)
     return actors
 

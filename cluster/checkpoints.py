@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,12 @@ class BestCheckpoint:
 
 
 class Checkpoints:
-    """The checkpoints of one run folder; keeps the newest `keep`, and the best."""
+    """The checkpoints of one run folder; keeps the newest `keep`, and the best. `sealed()` hears of each new one."""
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: Path, keep: int, sealed: Callable[[], None] = lambda: None) -> None:
         self.folder = folder
         self._keep = keep
+        self._sealed = sealed
         self._under_way: tuple[Path, LoopState] | None = None
 
     def begin(self, learner: LearnerGroup, state: LoopState) -> None:
@@ -99,6 +101,7 @@ class Checkpoints:
             ) from error
         self._under_way = None
         self.prune()
+        self._sealed()
         return folder
 
     def prune(self) -> None:

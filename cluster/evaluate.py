@@ -88,9 +88,10 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
     """Tasks whose gold answers are of one kind, by rollout workers of their own and verifiers for that kind."""
     from actors.engine import Sampling
     from actors.rollout_worker import SampleRequest
+    from cluster.engine_fit import check_kv_cache
     from cluster.interrupts import Interrupts
+    from cluster.nodes import nodes_for_actors
     from cluster.placement import place
-    from cluster.preflight import check_kv_cache
     from cluster.start import start_actors
     from cluster.tasks import judging
     from data.hashing import stable_hash
@@ -98,7 +99,7 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
 
     config = judging(subject.config, subject.golds[tasks[0]])
     rollout, workers = config.rollout, config.cluster.rollout_workers
-    placement = place(config)
+    placement = place(config, nodes_for_actors())
     check_kv_cache(config, subject.path)
     say(f"starting vLLM with {subject.path} in {workers} rollout workers")
     actors = start_actors(config, placement, subject.path, subject.path, version=0)

@@ -313,6 +313,7 @@ class Clock:
 
 
 def _interrupted(run: Run, step: int, before: Accuracy | None, after: Accuracy | None, exit_code: int) -> Outcome:
+    run.checkpoints.poll(run.actors.learner, wait=True)  # this very step's may be under way
     newest = run.checkpoints.newest()
     if step > 0 and (newest is None or newest.name != f"step_{step:06d}"):
         run.checkpoints.begin(run.actors.learner, loop_state(run, step))

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import ray
-
+from cluster.nodes import Node
+from cluster.shortfall import shortfall
 from configs.errors import UsageError
 from configs.schema import Config
 
@@ -57,14 +57,16 @@ class Placement:
         return any("GPU" in bundle for bundle in self.bundles)
 
 
-def place(config: Config) -> Placement:
-    """The placement of this config on the running Ray cluster.
+def place(config: Config, nodes: Sequence[Node]) -> Placement:
+    """The placement of this config on these nodes.
 
-    UsageError, before any actor starts, if the actors ask for what Ray has not.
+    UsageError, before any actor starts, if the actors ask for what the nodes have not.
     """
-    there = ray.cluster_resources()
-    placement = arrange(config, int(there.get("GPU", 0)), os.cpu_count() or 1)
-    _check_cpus(config, placement, there.get("CPU", 0.0))
+    gpus = sum(int(node.resources.get("GPU", 0)) for node in nodes)
+    placement = arrange(config, gpus, os.cpu_count() or 1)
+    there = {node.name: {kind: node.resources.get(kind, 0.0) for kind in ("CPU", "GPU")} for node in nodes}
+    if missing := shortfall(placement.bundles, there, f"Lower {_largest(placement)}, or add nodes."):
+        raise UsageError(missing)
     return placement
 
 
@@ -151,20 +153,14 @@ def _check_gpus(config: Config, gpus: int) -> None:
     )
 
 
-def _check_cpus(config: Config, placement: Placement, there: float) -> None:
-    counts = {
-        "rollout workers": (placement.rollouts, "cluster.rollout_workers"),
-        "learner ranks": (placement.ranks, "cluster.learner_ranks"),
-        "verifiers": (placement.verifiers, "rewards.verifiers"),
+def _largest(placement: Placement) -> str:
+    """The option whose actors ask for most CPUs."""
+    asked = {
+        "cluster.rollout_workers": placement.rollouts,
+        "cluster.learner_ranks": placement.ranks,
+        "rewards.verifiers": placement.verifiers,
     }
-    asked = sum(bundle["CPU"] for bundle in placement.bundles)
-    if asked > there + 1e-9:
-        parts = ", ".join(f"{len(seats)} {who} x {seats[0].cpus:g}" for who, (seats, _) in counts.items() if seats)
-        largest = max(counts.values(), key=lambda entry: sum(seat.cpus for seat in entry[0]))[1]
-        raise UsageError(
-            f"The actors ask for {asked:g} CPUs ({parts}) and Ray has {there:g}, so they would wait for ever. "
-            f"Lower {largest}, or run on a machine with more cores."
-        )
+    return max(asked, key=lambda option: sum(seat.cpus for seat in asked[option]))
 
 
 def learner_threads(config: Config, cores: int) -> int:

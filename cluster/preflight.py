@@ -1,102 +1,184 @@
-"""What can be known to fail before any actor starts."""
+"""What can be known to fail before any actor starts: what is wrong is said all at once, each with its fix."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import uuid
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-from actors.engine import BLOCK_SIZE
 from cluster.curation import Say, check_dataset
+from cluster.jobs import current_job, unlasting_runs_dir
+from cluster.machine import (
+    Machine,
+    few_open_files,
+    look,
+    no_peer_access,
+    object_store_on_disk,
+    old_driver,
+    small_shared_memory,
+    untested_libraries,
+)
+from cluster.nodes import Node, ask
+from cluster.run_place import RunPlace
 from configs.errors import UsageError
 from configs.schema import Config
+from configs.urls import is_url, open_filesystem
 from rewards import check_weights
 
 MIB = 2**20
 BYTES = {"float32": 4, "bfloat16": 2}
-VOCABULARY_PADDING = 64  # vLLM pads the vocabulary to a multiple of it
 MIN_FREE_DISK_BYTES = 256 * MIB
 
 
 def check_before_ray(config: Config, say: Say) -> None:
-    """Reward names, the data block, and free disk where the run folder goes. UsageError naming the fix."""
+    """Reward names, the data block, where the run folder goes and its free disk. UsageError naming every fix."""
+    refuse([_rewards(config), _data(config, say), *_runs_dir(config)])
+
+
+def refuse(findings: Iterable[str | None]) -> None:
+    """UsageError with all findings that are not None, numbered if there are several."""
+    found = [text.rstrip(".") for text in findings if text]
+    if len(found) == 1:
+        raise UsageError(f"{found[0]}.")
+    if found:
+        listed = " ".join(f"({number}) {text}." for number, text in enumerate(found, 1))
+        raise UsageError(f"The run cannot start, for {len(found)} reasons. {listed}")
+
+
+def _rewards(config: Config) -> str | None:
     try:
         check_weights(config.rewards.weights)
     except ValueError as error:
-        raise UsageError(f"rewards.weights: {error}") from error
-    check_dataset(config, say)
-    folder = Path(config.training.runs_dir).expanduser().resolve()
+        return f"rewards.weights: {error}"
+    return None
+
+
+def _data(config: Config, say: Say) -> str | None:
+    try:
+        check_dataset(config, say)
+    except UsageError as error:
+        return str(error)
+    return None
+
+
+def _runs_dir(config: Config) -> list[str | None]:
+    runs_dir = config.training.runs_dir
+    if not is_url(runs_dir):
+        return [unlasting_runs_dir(runs_dir, current_job()), _disk(Path(runs_dir), "training.runs_dir")]
+    try:
+        open_filesystem(runs_dir)
+    except UsageError as error:
+        return [str(error)]
+    return [_disk(Path(config.model.cache_dir), "model.cache_dir")]
+
+
+def _disk(folder: Path, option: str) -> str | None:
+    free, folder = _free_disk(folder)
+    if free >= MIN_FREE_DISK_BYTES:
+        return None
+    return (
+        f"Only {free / MIB:.0f} MiB are free on the disk of {option} ({folder}); a run needs at least "
+        f"{MIN_FREE_DISK_BYTES / MIB:.0f}. Free some, or choose another {option}"
+    )
+
+
+def _free_disk(folder: Path) -> tuple[int, Path]:
+    """Bytes free where this folder is or would be made, and the nearest folder that exists."""
+    folder = folder.expanduser().resolve()
     while not folder.exists():
         folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < MIN_FREE_DISK_BYTES:
-        raise UsageError(
-            f"Only {free / MIB:.0f} MiB are free on the disk of training.runs_dir ({folder}); a run needs at least "
-            f"{MIN_FREE_DISK_BYTES / MIB:.0f}. Free some, or choose another training.runs_dir."
-        )
+    return shutil.disk_usage(folder).free, folder
 
 
-def check_tensor_parallel(config: Config, model_path: Path) -> None:
-    """The processes of a rollout worker must each get the same share of the model. UsageError with what fits."""
-    model = json.loads((model_path / "config.json").read_text())
-    asked = config.rollout.tensor_parallel
-    if _unshared(model, asked):
-        fits = next(count for count in range(asked, 0, -1) if not _unshared(model, count))
-        raise UsageError(
-            f"rollout.tensor_parallel={asked} does not divide the model's {' and '.join(_unshared(model, asked))}, so "
-            f"its processes could not share them evenly. The next smaller value that fits is {fits}."
-        )
+def check_nodes(config: Config, nodes: Sequence[Node], place: RunPlace, say: Say) -> None:
+    """What the machines of the cluster lack, before any model loads: UsageError for all that stops a run.
 
-
-def _unshared(model: dict[str, Any], count: int) -> list[str]:
-    """What of the model so many processes cannot share as vLLM does: KV heads may be repeated, and the vocabulary
-    is padded."""
-    heads, kv_heads = _heads(model)
-    vocabulary = -(-model["vocab_size"] // VOCABULARY_PADDING) * VOCABULARY_PADDING
-    shared = {
-        f"{heads} attention heads": heads % count,
-        f"{kv_heads} KV heads": kv_heads % count and count % kv_heads,
-        f"inner width of {model['intermediate_size']}": model["intermediate_size"] % count,
-        f"vocabulary of {vocabulary} (with padding)": vocabulary % count,
-    }
-    return [what for what, rest in shared.items() if rest]
-
-
-def _heads(model: dict[str, Any]) -> tuple[int, int]:
-    """Attention heads and KV heads of a model's config."""
-    heads = model["num_attention_heads"]
-    return heads, model.get("num_key_value_heads") or heads
-
-
-def check_kv_cache(config: Config, model_path: Path) -> None:
-    """The KV cache must hold one longest sequence, and the machine's free memory must hold the cache.
-
-    Bytes per token: 2 (key and value) x layers x KV heads x head size x bytes per number; each of more tensor
-    parallel processes than there are KV heads has one of its own.
+    What only slows it, and versions outside the tested range, are said.
     """
-    check_tensor_parallel(config, model_path)
-    model = json.loads((model_path / "config.json").read_text())
-    heads, kv_heads = _heads(model)
-    kv_heads = max(kv_heads, config.rollout.tensor_parallel)
-    head_size = model.get("head_dim") or model["hidden_size"] // heads
-    per_token = 2 * model["num_hidden_layers"] * kv_heads * head_size * BYTES[config.model.dtype]
-    blocks = -(-config.max_tokens // BLOCK_SIZE) + 1
-    needed = blocks * BLOCK_SIZE * per_token
-    given = config.rollout.kv_cache_mb * MIB
-    if given < needed:
-        raise UsageError(
-            f"rollout.kv_cache_mb={config.rollout.kv_cache_mb} cannot hold one sequence of {config.max_tokens} tokens "
-            f"(data.max_prompt_tokens + rollout.max_completion_tokens), which takes {needed / MIB:.1f} MiB. "
-            f"Raise it to at least {-(-needed // MIB)}, better {-(-needed * 16 // MIB)}, or shorten the sequences."
+    machines = machines_of(nodes)
+    bucket = config.cluster.sync_bucket_mb * MIB
+    for machine, store in machines:
+        warnings = (
+            object_store_on_disk(machine, bucket, store),
+            few_open_files(machine),
+            no_peer_access(machine),
+            untested_libraries(machine),
         )
-    free = psutil.virtual_memory().available
-    total = given * config.cluster.rollout_workers
-    if total > free:
-        raise UsageError(
-            f"The KV caches take {total / MIB:.0f} MiB (rollout.kv_cache_mb={config.rollout.kv_cache_mb} x "
-            f"{config.cluster.rollout_workers} rollout workers) and only {free / MIB:.0f} MiB of memory are free. "
-            "Lower rollout.kv_cache_mb."
-        )
+        for text in filter(None, warnings):
+            say(f"warning: {machine.name}: {text}")
+    errors = [
+        (machine, text)
+        for machine, _ in machines
+        for text in (small_shared_memory(machine, bucket), old_driver(machine))
+    ]
+    refuse([*(f"{machine.name}: {text}" for machine, text in errors if text), _unshared(place, nodes)])
+
+
+def machines_of(nodes: Sequence[Node]) -> list[tuple[Machine, int]]:
+    """The facts of every node, and the bytes of Ray's object store on it; this machine's without a Ray task."""
+    away = [node for node in nodes if not node.here]
+    found = ask(away, look) if away else {}
+    return [(found.get(node) or look(), int(node.resources.get("object_store_memory", 0))) for node in nodes]
+
+
+def _unshared(place: RunPlace, nodes: Sequence[Node]) -> str | None:
+    """Learner ranks write checkpoints, and a resumed run's actors read them, each on its own node."""
+    away = [node for node in nodes if not node.here]
+    if not away:
+        return None
+    place.folder.parent.mkdir(parents=True, exist_ok=True)
+    probe = place.folder.parent / f".probe-{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        blind = [node.name for node, seen in ask(away, Path.exists, probe).items() if not seen]
+    finally:
+        probe.unlink()
+    if not blind:
+        return None
+    option = "training.runs_dir" if place.url is None else "model.cache_dir, where a run at a URL works,"
+    return (
+        f"{option} ({probe.parent}) is not the same disk on {', '.join(blind)}, where learner ranks would write "
+        "checkpoints that nobody finds: put it on a disk that all nodes share"
+    )
+
+
+def check_disk(config: Config, model_path: Path, place: RunPlace) -> None:
+    """The disk must hold the checkpoints that are kept, the best, and the one being written."""
+    training, checkpoint = config.training, config.checkpoint
+    made = 1 + (math.ceil(training.steps / checkpoint.every) if checkpoint.every else 0)
+    count = min(made, checkpoint.keep + 2)
+    each = checkpoint_bytes(config, parameters_of(model_path))
+    option = "training.runs_dir" if place.url is None else "model.cache_dir"
+    refuse([small_disk(_free_disk(place.folder.parent)[0], count, each, option)])
+
+
+def small_disk(free: int, count: int, each: int, option: str) -> str | None:
+    """An error: `count` checkpoints of `each` bytes do not fit into the `free` ones."""
+    if free >= count * each:
+        return None
+    return (
+        f"{count} checkpoints of about {each / MIB:,.0f} MiB do not fit into the {free / MIB:,.0f} MiB free on "
+        f"the disk of {option}: free some, lower checkpoint.keep (which is kept besides the best and the one being "
+        f"written), or choose another {option}"
+    )
+
+
+def checkpoint_bytes(config: Config, parameters: int) -> int:
+    """Roughly: the model, and of what is trained the fp32 masters and AdamW's two moments."""
+    model = parameters * BYTES[config.model.dtype]
+    if config.model.lora_rank:
+        return int(1.05 * model)  # adapters and their state are small
+    return model + parameters * (4 + (2 if config.learner.optimizer == "adamw_8bit" else 8))
+
+
+def parameters_of(model_path: Path) -> int:
+    """Number of weights, from the headers of the safetensors files."""
+    count = 0
+    for path in model_path.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return count

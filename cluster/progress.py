@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from cluster.jobs import current_job
+
 PHASES = ("sample", "verify", "update", "sync")
 
 
@@ -15,7 +17,9 @@ class Display:
     """`say` prints a line; `step` shows a finished step. Text from outside is escaped."""
 
     def __init__(self, live: str, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False, soft_wrap=True)
+        # A job's log is read as text, whatever the terminal was that the cluster was started from.
+        terminal = None if current_job() is None else False
+        self.console = console or Console(highlight=False, soft_wrap=True, force_terminal=terminal)
         wanted = live == "on" or (live == "auto" and self.console.is_terminal)
         self._progress = _progress(self.console) if wanted else None
         self._task = None if self._progress is None else self._progress.add_task("", total=1)

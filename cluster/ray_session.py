@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import ray
 
+from cluster.jobs import current_job
 from cluster.placement import port_is_free
 from configs.errors import RunError, UsageError
 
@@ -27,9 +30,12 @@ def ray_session(dashboard_port: int | str) -> Iterator[str]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     if "RAY_ADDRESS" in os.environ:
-        context = ray.init(runtime_env=_environment(), log_to_driver=False, logging_level=logging.ERROR)
+        with _sigterm_kept():
+            context = ray.init(runtime_env=_environment(), log_to_driver=False, logging_level=logging.ERROR)
     else:
-        context = _start_local(choose_dashboard_port(dashboard_port))
+        port = choose_dashboard_port(dashboard_port)
+        with _sigterm_kept():
+            context = _start_local(port)
     try:
         yield _dashboard_line(context.dashboard_url)
     finally:
@@ -62,8 +68,28 @@ _QUIET = {
 }
 
 
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray puts a handler of its own in the place of ours, which would end a run without its last words."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 def _environment() -> dict[str, Any]:
-    """Actors import our packages from where this process found them, wherever it was started."""
+    """Actors import our packages from where this process found them, wherever it was started.
+
+    Of a job that ships them Ray unpacks a copy on every node, and puts that first itself; and Ray refuses a
+    variable that the job's own runtime environment sets.
+    """
+    job = current_job()
+    if job is not None and (job.ships(Path(PACKAGE_ROOT)) or "PYTHONPATH" in job.env_vars):
+        return {}
     paths = [PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
 
@@ -91,4 +117,5 @@ def _start_local(port: int | None) -> Any:
 def _dashboard_line(url: str | None) -> str:
     if not url:
         return "no Ray dashboard"
-    return f"Ray dashboard: http://{url} (on loopback; it asks for a token, which `ray get-auth-token` prints)"
+    where = "on loopback; " if url.startswith(("127.", "localhost:")) else ""
+    return f"Ray dashboard: http://{url} ({where}it asks for a token, which `ray get-auth-token` prints)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from data.rollouts import write_groups
 class RunFolder:
     """Paths and small files of one run. Nothing here stops a run silently: write errors propagate."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, changed: Callable[[], None] = lambda: None) -> None:
         self.path = path
+        self.changed = changed  # called when there is something new that is worth a copy elsewhere
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.references = path / "references"
@@ -26,10 +27,9 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
 
     @classmethod
-    def create(cls, runs_dir: str, name: str, recipe: str, config_text: str) -> RunFolder:
-        """A new folder `runs_dir/name` with its config.yaml; UsageError if it holds a run already."""
-        chosen = name if name != "auto" else f"{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
-        folder = cls(Path(runs_dir).expanduser().resolve() / chosen)
+    def create(cls, path: Path, config_text: str) -> RunFolder:
+        """A new folder with its config.yaml; UsageError if it holds a run already."""
+        folder = cls(path)
         if (folder.path / "config.yaml").exists():
             raise UsageError(
                 f"The run folder {folder.path} already holds a run. Go on with it by --resume {folder.path}, "

@@ -10,16 +10,22 @@ from actors.sampling import Flight, OnDemand, Sampled, sample_and_verify
 from actors.stream import SampleStream, StreamOptions
 from cluster.checkpoints import Checkpoints, LoopState, load_state
 from cluster.curation import make_sampler
+from cluster.engine_fit import check_kv_cache
 from cluster.interrupts import Interrupts
+from cluster.jobs import current_job, stop_notice
 from cluster.loop import Outcome, Run, best_facts, sample_request, train_loop, train_step
-from cluster.materials import Materials, prepare
+from cluster.materials import Materials, Say, prepare
+from cluster.mirror import mirrored
+from cluster.model_on_nodes import provide_model
+from cluster.nodes import nodes_for_actors
 from cluster.optimal_values import RewardFile, beside_dataset, optimal_values
 from cluster.placement import Placement, place
-from cluster.preflight import check_kv_cache
+from cluster.preflight import check_disk, check_nodes
 from cluster.progress import Display
 from cluster.ray_session import ray_session
 from cluster.reference import ReferenceResets, References
 from cluster.run_folder import RunFolder
+from cluster.run_place import RunPlace, leave, new_place, resumed_place
 from cluster.start import Actors, connect_weights, start_actors
 from cluster.supervised import supervised_step
 from cluster.tensorboard import TensorBoard
@@ -35,56 +41,71 @@ from learner.from_groups import OptimalValues
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where a resumed run goes on: its folder, its newest checkpoint, and the loop's state in it."""
+    """Where a resumed run goes on: its place, its newest checkpoint, and the loop's state in it."""
 
-    folder: RunFolder
+    place: RunPlace
     checkpoint: Path
     state: LoopState
 
 
-def find_resumed(folder: Path, config: Config) -> Resumed:
-    """The newest whole checkpoint of a run, verified. UsageError if there is none to go on from."""
-    run_folder = RunFolder(folder.resolve())
+def find_resumed(run: str, config: Config, say: Say) -> Resumed:
+    """The newest whole checkpoint of a run in a folder or at a URL, verified. UsageError if there is none."""
+    place = resumed_place(run, config, say)
+    run_folder = RunFolder(place.folder)
     newest = Checkpoints(run_folder.checkpoints, keep=1).newest()
     if newest is None:
         raise UsageError(
-            f"--resume {folder}: there is no whole checkpoint in {run_folder.checkpoints}. "
-            f"Start a new run with --config {folder / 'config.yaml'}."
+            f"--resume {run}: there is no whole checkpoint in {run_folder.checkpoints}. "
+            f"Start a new run with --config {place.folder / 'config.yaml'}."
         )
     state = load_state(newest)
     if state.step >= config.training.steps:
         raise UsageError(
-            f"--resume {folder}: its {state.step} steps are done. To go on, raise training.steps "
+            f"--resume {run}: its {state.step} steps are done. To go on, raise training.steps "
             f"(training.steps={2 * state.step}, say)."
         )
-    return Resumed(run_folder, newest, state)
+    return Resumed(place, newest, state)
 
 
 def run_session(config: Config, recipe: str, resumed: Resumed | None, display: Display) -> int:
     """Train, new or resumed; returns 0, or 130 / 143 when told to stop."""
+    where = resumed.place if resumed else new_place(config, recipe)
+    display.say(f"run folder: {where}")
+    if job := current_job():
+        display.say(stop_notice(job))
     with ray_session(config.cluster.dashboard_port) as dashboard:
         display.say(dashboard)
-        placement = place(config)
+        nodes = nodes_for_actors()
+        placement = place(config, nodes)
         display.say(str(placement))
+        check_nodes(config, nodes, where, display.say)
         materials = prepare(config, display.say)
         check_kv_cache(config, materials.model_path)
-        folder = _open_folder(config, recipe, resumed)
-        display.say(f"run folder: {folder.path}")
+        check_disk(config, materials.model_path, where)
+        given = provide_model(config.model, materials.model_path, nodes, config.cluster.deadline_seconds)
+        if given:
+            display.say(f"the model was brought to {', '.join(given)}")
+        folder = _open_folder(config, where, resumed)
         folder.write_status("starting")
-        try:
-            outcome = _train(config, materials, folder, resumed, display, placement)
-        except BaseException as error:  # whatever ends the run is written down, then goes on
-            folder.write_status("failed", error=f"{type(error).__name__}: {error}")
-            raise
-    return _conclude(config, folder, outcome, display)
+        with mirrored(folder, where.url, display.say, config.cluster.deadline_seconds):
+            try:
+                outcome = _train(config, materials, folder, resumed, display, placement)
+            except KeyboardInterrupt:  # told to stop before the loop, which takes signals itself
+                folder.write_status("interrupted", resume=_resume_command(config, folder, where))
+                raise
+            except BaseException as error:  # whatever ends the run is written down, then goes on
+                folder.write_status("failed", error=f"{type(error).__name__}: {error}")
+                raise
+            _record(config, folder, where, outcome)
+    return _conclude(config, folder, where, outcome, display)
 
 
-def _open_folder(config: Config, recipe: str, resumed: Resumed | None) -> RunFolder:
+def _open_folder(config: Config, place: RunPlace, resumed: Resumed | None) -> RunFolder:
     if resumed is None:
-        training = config.training
-        return RunFolder.create(training.runs_dir, training.name, recipe, dump_config(config))
-    resumed.folder.rewind(resumed.state.step)
-    return resumed.folder
+        return RunFolder.create(place.folder, dump_config(config))
+    folder = RunFolder(place.folder)
+    folder.rewind(resumed.state.step)
+    return folder
 
 
 def _train(
@@ -115,7 +136,7 @@ def _train(
             samples=_samples(config, actors, sampler, state),
             turns=Turns(actors.rollouts, actors.learner, actors.device == "cuda" and placement.kind == "colocated"),
             held_out=materials.held_out,
-            checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep),
+            checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, folder.changed),
             tensorboard=tensorboard,
             display=display,
             references=references,
@@ -182,24 +203,43 @@ def _tensorboard(config: Config, folder: RunFolder, done: int) -> TensorBoard | 
     return TensorBoard(folder.tensorboard, rewound_to=done or None)
 
 
-def _conclude(config: Config, folder: RunFolder, outcome: Outcome, display: Display) -> int:
+def _record(config: Config, folder: RunFolder, place: RunPlace, outcome: Outcome) -> None:
+    """How the run ended, in status.json."""
+    checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
+    steps = {"step": outcome.step, "steps": config.training.steps, **best_facts(checkpoints)}
+    if outcome.exit_code is None:
+        folder.write_status("finished", **steps)
+    else:
+        folder.write_status("interrupted", resume=_resume_command(config, folder, place), **steps)
+
+
+def _resume_command(config: Config, folder: RunFolder, place: RunPlace) -> str:
+    if Checkpoints(folder.checkpoints, config.checkpoint.keep).newest() is None:
+        return "nothing to resume yet"
+    start = (
+        "python run_local.py" if current_job() is None else "ray job submit --working-dir . -- python -m cluster.train"
+    )
+    return f"{start} --resume {place.url or _shown(place.folder)}"
+
+
+def _conclude(config: Config, folder: RunFolder, place: RunPlace, outcome: Outcome, display: Display) -> int:
+    """What is said last; the exit code."""
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
     checkpoint, best = checkpoints.newest(), checkpoints.best()
-    steps = {"step": outcome.step, "steps": config.training.steps, **best_facts(checkpoints)}
     if outcome.exit_code is not None:
-        again = f"python run_local.py --resume {_shown(folder.path)}" if checkpoint else "nothing to resume yet"
-        folder.write_status("interrupted", resume=again, **steps)
-        display.say(f"interrupted after step {outcome.step}; resume with: {again}")
+        display.say(f"interrupted after step {outcome.step}; resume with: {_resume_command(config, folder, place)}")
+        leave(place)
         return outcome.exit_code
-    folder.write_status("finished", **steps)
     if outcome.before is not None:
         display.say(f"held-out accuracy before: {outcome.before}")
     if outcome.after is not None:
         display.say(f"held-out accuracy after:  {outcome.after}")
-    display.say(f"run folder: {_shown(folder.path)}")
-    display.say(f"checkpoint: {_shown(checkpoint) if checkpoint else 'none'}")
+    shown = place.url or _shown(place.folder)
+    display.say(f"run folder: {shown}")
+    display.say(f"checkpoint: {f'{shown}/checkpoints/{checkpoint.name}' if checkpoint else 'none'}")
     if best is not None:
         display.say(f"best checkpoint: {best}")
+    leave(place)
     return 0
 
 

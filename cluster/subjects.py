@@ -16,6 +16,7 @@ from cluster.materials import Say, find_model
 from cluster.tasks import fitting_workers, template_of
 from configs.errors import UsageError
 from configs.schema import Config
+from configs.urls import is_url
 from data.escaping import block
 from data.prompts import render_all
 from data.records import Prompt
@@ -131,6 +132,8 @@ def _sized(config: Config, workers: int | None, model_path: Path, prompts: dict[
 
 def _default_output(config: Config, name: str, settings: dict[str, Any]) -> Path:
     """The same for the same settings, so that the same command goes on where it was."""
+    if is_url(config.training.runs_dir):
+        raise UsageError(f"training.runs_dir={config.training.runs_dir} is a URL. Name a local folder with --output.")
     digest = sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     return Path(config.training.runs_dir).expanduser() / "evaluations" / f"{Path(name).name}-{digest}"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from configs.command_line import Arguments, parse_arguments
 from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
@@ -56,7 +55,7 @@ def train(arguments: Arguments) -> int:
         return 0
     from cluster.session import find_resumed, run_session
 
-    resumed = find_resumed(Path(arguments.resume), arguments.config) if arguments.resume else None
+    resumed = find_resumed(arguments.resume, arguments.config, display.say) if arguments.resume else None
     return run_session(arguments.config, arguments.config_name, resumed, display)
 
 

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NoReturn
 
 from configs.errors import UsageError
@@ -16,6 +17,7 @@ from configs.loading import find_config, load_config, parse_override, recipe_nam
 from configs.mistakes import COMMAND_LINE, shown
 from configs.options import OPTIONS, SECTIONS, find_option
 from configs.schema import Config
+from configs.urls import fetch_config, is_url
 
 # A resumed run computes what it would have computed; these only say how long, and what is watched.
 RESUME_MAY_CHANGE = ("training.steps", "evaluation.", "checkpoint.", "telemetry.", "cluster.dashboard_port")
@@ -46,12 +48,12 @@ def parse_arguments(argv: Sequence[str] | None, prog: str, default_config: Path 
             f"a resumed run keeps its own config. Leave one of them away."
         )
     if given.resume is not None:
-        file, name = _resumed_config(Path(given.resume), given.overrides), Path(given.resume).resolve().name
+        config, name = _resumed_config(given.resume, given.overrides), Path(given.resume).resolve().name
     else:
         file = find_config(given.config or default_config)
-        name = file.stem
+        config, name = load_config(file, given.overrides), file.stem
     return Arguments(
-        config=load_config(file, given.overrides),
+        config=config,
         config_name=name,
         print_config=given.print_config,
         dry_run=given.dry_run,
@@ -60,20 +62,26 @@ def parse_arguments(argv: Sequence[str] | None, prog: str, default_config: Path 
     )
 
 
-def _resumed_config(run_folder: Path, overrides: Sequence[str]) -> Path:
+def _resumed_config(run: str, overrides: Sequence[str]) -> Config:
+    with TemporaryDirectory() as temporary:
+        run_folder = fetch_config(run, Path(temporary)) if is_url(run) else Path(run)
+        return load_config(_file_to_resume(run_folder, run, overrides), overrides)
+
+
+def _file_to_resume(run_folder: Path, run: str, overrides: Sequence[str]) -> Path:
     file = run_folder / "config.yaml"
     if not file.is_file():
         found = "has no config.yaml" if run_folder.is_dir() else "does not exist"
         raise UsageError(
-            f"{COMMAND_LINE}: --resume {run_folder}: that folder {found}, so there is no run to resume. "
-            f"Give the folder of a run, such as runs/NAME; a run names its folder when it ends."
+            f"{COMMAND_LINE}: --resume {run}: that folder {found}, so there is no run to resume. "
+            f"Give the folder or the URL of a run, such as runs/NAME; a run names its folder when it starts and ends."
         )
     for setting in map(parse_override, overrides):
         if find_option(setting.key) and not setting.key.startswith(RESUME_MAY_CHANGE):
             raise UsageError(
                 f"{COMMAND_LINE}: {setting.key}={shown(setting.value)} cannot be set with --resume, because "
                 f"a resumed run must compute what it would have computed undisturbed. Remove it, or start a "
-                f"new run with --config {file}. With --resume you may set "
+                f"new run with --config {run}/config.yaml. With --resume you may set "
                 f"{', '.join(f'{key}*' if key.endswith('.') else key for key in RESUME_MAY_CHANGE)}."
             )
     return file
@@ -104,7 +112,7 @@ def _parser(prog: str, default_config: Path | str) -> argparse.ArgumentParser:
         metavar="X",
         help=f"a YAML file, or a recipe by name: {', '.join(recipe_names())} (default: {default_config})",
     )
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, exactly")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder or at this URL, exactly")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--dry-run", action="store_true", help="check everything and stop before any actor starts")
     parser.add_argument("--plan", action="store_true", help="print the memory and time that a run takes here, and stop")

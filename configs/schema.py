@@ -78,7 +78,7 @@ class Model(Section):
     cache_dir: str = Field(
         "~/.cache/pocketgrpo",
         min_length=1,
-        description="Where warm-started and converted models are kept.",
+        description="Where warm-started and converted models are kept, and where runs at a URL work.",
     )
     warm_start: WarmStart = Field(default_factory=WarmStart)
 
@@ -470,7 +470,9 @@ class Training(Section):
         pattern=r"^\w[\w. \-]*$",
         description="Name of the run's folder; auto is the config's name and the time.",
     )
-    runs_dir: str = Field("runs", min_length=1, description="Folder that holds the run folders.")
+    runs_dir: str = Field(
+        "runs", min_length=1, description="Folder, or URL (s3://, gs://), that holds the run folders."
+    )
 
 
 class Cluster(Section):

@@ -32,7 +32,7 @@ def resolve_model(model: Model, on_note: Callable[[str], None] | None = None) ->
         folder = convert_gguf(path, model, on_note)
     elif path.is_dir():
         folder = path
-    elif path.exists() or model.name.startswith((".", "/", "~")) or model.name.count("/") > 1:
+    elif not is_hub_name(model.name):
         raise ModelError(
             f"The model {model.name} is no folder (looked for {path.resolve()}). Set model.name to a Hugging Face "
             f"model folder, a .gguf file, {SMOLLM2_WHEEL!r} or a hub name such as 'owner/name'."
@@ -41,6 +41,14 @@ def resolve_model(model: Model, on_note: Callable[[str], None] | None = None) ->
         folder = _download(model.name)
     _check(folder)
     return folder
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether `model.name` can only mean a model on the hub: no wheel, no GGUF, nothing that stands here, no path."""
+    path = Path(name).expanduser()
+    if name == SMOLLM2_WHEEL or path.suffix == ".gguf" or path.exists():
+        return False
+    return not name.startswith((".", "/", "~")) and name.count("/") <= 1
 
 
 def convert_gguf(gguf: Path, model: Model, on_note: Callable[[str], None] | None = None) -> Path:

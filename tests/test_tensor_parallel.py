@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.preflight import check_tensor_parallel
+from cluster.engine_fit import check_tensor_parallel
 from configs.errors import UsageError
 from configs.schema import Config
 from tests.conftest import SHARED_MEMORY
