@@ -85,7 +85,7 @@ def test_a_kv_cache_larger_than_the_memory(folder: Path, capsys: pytest.CaptureF
 
 def test_more_actors_than_cpus(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, *arguments(folder, "x", "cluster.rollout_workers=500"))
-    assert "CPUs" in message and "cluster.rollout_workers" in message
+    assert "CPU too few" in message and "cluster.rollout_workers" in message
 
 
 def test_an_unknown_reward(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
