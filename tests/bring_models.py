@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -38,6 +39,7 @@ def hang() -> None:
     time.sleep(60)
 
 
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 with ray_session("auto"):
     hidden, seen = Path(sys.argv[1]), Path(sys.argv[2])
     nodes = nodes_for_actors()
@@ -53,6 +55,7 @@ with ray_session("auto"):
         "missing": outcome(str(hidden / "model"), mark(hidden / "model", "here"), hidden / "cache"),
         "other": outcome(str(other), other, hidden / "cache"),
         "hub": outcome("nobody/no-such-model", mark(hidden / "snapshot", "here"), hidden / "cache"),
+        "told to stop": signal.getsignal(signal.SIGTERM) is signal.default_int_handler,
         "packages": [ask(nodes, package_path)[node] for node in nodes],
     }
     try:

@@ -91,7 +91,14 @@ def test_every_pin_lies_in_the_tested_range() -> None:
 
 @pytest.mark.parametrize(
     ("given", "tested"),
-    [("2.13.0+cpu", True), ("2.13.1", True), ("2.14.0", False), ("2.12.9", False), ("two", False)],
+    [
+        ("2.13.0+cpu", True),
+        ("2.13.1", True),
+        ("2.14.0", False),
+        ("2.14.0.dev1", False),
+        ("2.12.9", False),
+        ("two", False),
+    ],
 )
 def test_a_version_is_compared_by_its_release(given: str, tested: bool) -> None:
     assert (untested_versions({"torch": given}, ["torch"]) is None) == tested
