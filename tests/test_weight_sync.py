@@ -188,6 +188,14 @@ def test_a_stale_tied_head_stops_the_run(rig: Rig, monkeypatch: pytest.MonkeyPat
     assert stops_the_run(diff) if tied else healthy(diff)
 
 
+def test_what_vllm_keeps_of_a_bucket_must_be_copied(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers lie across buckets here, and by the time they are complete the memory holds other tensors."""
+    monkeypatch.setattr(weight_receiver.SharedMemoryEngine, "_copy_what_is_kept", lambda self, addresses: None)
+    rig.sync(rig.load(rig.old))
+    rig.sync(rig.policy)
+    assert stops_the_run(difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), TEMPERED))
+
+
 def test_two_swapped_tensors_stop_the_run(rig: Rig) -> None:
     swap = {
         "model.layers.0.self_attn.q_proj.weight": "model.layers.1.self_attn.q_proj.weight",
