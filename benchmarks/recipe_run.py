@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,13 @@ from benchmarks.harness import RESULTS, ROOT, record
 HOUR = 3600.0
 SEEDS = (42, 7, 11)
 PHASES = ("sample", "verify", "update", "sync", "step")
+MEANS = (
+    "policy/clip_fraction",
+    "policy/filtered",
+    "rollout/logprob_diff",
+    "rollout/staleness",
+    "rollout/stale_dropped",
+)
 
 
 def measure(*settings: str, deadline_seconds: float = HOUR) -> dict[str, Any]:
@@ -47,7 +55,10 @@ def figures(run: Path) -> dict[str, Any]:
     found["evaluations"] = {line["step"]: line["eval/accuracy"] for line in evaluations}
     for phase in PHASES:
         found[f"{phase}_seconds"] = sum(line.get(f"time/{phase}", 0.0) for line in steps)
-    for name in ("policy/clip_fraction", "policy/filtered", "rollout/logprob_diff"):
+    found["median_seconds"] = {
+        phase: statistics.median(line.get(f"time/{phase}", 0.0) for line in steps) for phase in PHASES
+    }
+    for name in MEANS:
         values = [line[name] for line in updates if name in line]
         if values:
             found[name] = sum(values) / len(values)

@@ -59,6 +59,18 @@ def test_the_quickstart_learns_and_its_control_does_not(seed: int, tmp_path: Pat
 
 
 @pytest.mark.timeout(3600)
+def test_sampling_ahead_the_quickstart_learns_as_much(tmp_path: Path) -> None:
+    after = {}
+    for staleness in (0, 1, 4):
+        place = (f"training.runs_dir={tmp_path}", f"training.name={staleness}", f"cluster.max_staleness={staleness}")
+        train("--config", "quickstart", "cluster.placement=disaggregated", *place)
+        after[staleness] = curve(tmp_path / str(staleness))[-1]
+    record("quickstart, sampling ahead", {str(key): line["eval/accuracy"] for key, line in after.items()})
+    for staleness in (1, 4):
+        assert after[staleness]["eval/accuracy"] >= after[0]["eval/accuracy_low"], after
+
+
+@pytest.mark.timeout(3600)
 def test_smollm2_trains_two_steps_and_every_sync_agrees(tmp_path: Path) -> None:
     arguments = ("training.steps=2", "data.held_out_problems=8", f"training.runs_dir={tmp_path}", "training.name=s")
     train("--config", "smollm2_cpu", *arguments)
