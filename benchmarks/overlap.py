@@ -1,9 +1,9 @@
 """How well sampling and learning overlap on the quickstart, and what it learns sampling ahead:
 `python -m benchmarks.overlap`.
 
-One core for each side: staleness 0 lets them wait for each other, 1 and 4 let both work at once. Seconds are medians over
-the steps, both sides timed while the other runs; the ratio is a step's to the slower side's, with 1 for a perfect overlap.
-`--table` only prints what is recorded.
+One core for each side: at staleness 0 they wait for each other, at 1 and 4 both work at once. Seconds are medians
+over the steps, both sides timed while the other runs; the ratio is a step's seconds to the slower side's, 1 for a
+perfect overlap. `--table` only prints what is recorded.
 """
 
 from __future__ import annotations
