@@ -109,7 +109,7 @@ class Engine:
             max_num_seqs=options.max_running,
             max_num_batched_tokens=max(options.max_tokens, 8192),
             block_size=options.block_size,
-            kv_cache_memory_bytes=options.kv_cache_bytes // options.tensor_parallel,
+            kv_cache_memory_bytes=options.kv_cache_bytes,
             enable_prefix_caching=True,
             tensor_parallel_size=options.tensor_parallel,
             distributed_executor_backend="uni" if options.tensor_parallel == 1 else "mp",

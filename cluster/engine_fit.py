@@ -49,16 +49,17 @@ def _heads(model: dict[str, Any]) -> tuple[int, int]:
     return heads, model.get("num_key_value_heads") or heads
 
 
-def check_kv_cache(config: Config, model_path: Path) -> None:
-    """The KV cache must hold one longest sequence, and the machine's free memory must hold the cache.
+def check_kv_cache(config: Config, model_path: Path, on_gpus: bool) -> None:
+    """The KV cache must hold one longest sequence, and on a CPU the free memory must hold the caches of all workers.
 
-    Bytes per token: 2 (key and value) x layers x KV heads x head size x bytes per number; each of more tensor
-    parallel processes than there are KV heads has one of its own.
+    Bytes per token, in each tensor parallel process: 2 (key and value) x layers x its KV heads, at least one, x head
+    size x bytes per number.
     """
     check_tensor_parallel(config, model_path)
     model = json.loads((model_path / "config.json").read_text())
     heads, kv_heads = _heads(model)
-    kv_heads = max(kv_heads, config.rollout.tensor_parallel)
+    parallel = config.rollout.tensor_parallel
+    kv_heads = max(1, kv_heads // parallel)
     head_size = model.get("head_dim") or model["hidden_size"] // heads
     per_token = 2 * model["num_hidden_layers"] * kv_heads * head_size * BYTES[config.model.dtype]
     blocks = -(-config.max_tokens // BLOCK_SIZE) + 1
@@ -71,8 +72,8 @@ def check_kv_cache(config: Config, model_path: Path) -> None:
             f"Raise it to at least {-(-needed // MIB)}, better {-(-needed * 16 // MIB)}, or shorten the sequences."
         )
     free = psutil.virtual_memory().available
-    total = given * config.cluster.rollout_workers
-    if total > free:
+    total = given * parallel * config.cluster.rollout_workers
+    if total > free and not on_gpus:
         raise UsageError(
             f"The KV caches take {total / MIB:.0f} MiB (rollout.kv_cache_mb={config.rollout.kv_cache_mb} x "
             f"{config.cluster.rollout_workers} rollout workers) and only {free / MIB:.0f} MiB of memory are free. "

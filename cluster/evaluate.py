@@ -100,7 +100,7 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
     config = judging(subject.config, subject.golds[tasks[0]])
     rollout, workers = config.rollout, config.cluster.rollout_workers
     placement = place(config, nodes_for_actors())
-    check_kv_cache(config, subject.path)
+    check_kv_cache(config, subject.path, placement.on_gpus)
     say(f"starting vLLM with {subject.path} in {workers} rollout workers")
     actors = start_actors(config, placement, subject.path, subject.path, version=0)
     sampling = Sampling(request.temperature, rollout.max_completion_tokens, top_p=request.top_p)

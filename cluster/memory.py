@@ -174,7 +174,7 @@ def sequence_kv_bytes(config: Config, shape: Shape) -> float:
 def rollout_worker(config: Config, shape: Shape, device: Device) -> Process:
     """One GPU of a rollout worker, or all of it on a CPU."""
     rollout, width = config.rollout, WEIGHT_BYTES[config.model.dtype]
-    share = 1 if device.is_cpu else rollout.tensor_parallel
+    share, processes = (1, rollout.tensor_parallel) if device.is_cpu else (rollout.tensor_parallel, 1)
     weights = width * shape.parameters / share
     if device.is_cpu:  # linear layers are packed anew, and the C library keeps the room they had; so is a tied head
         weights += width * shape.layers * shape.layer_parameters
@@ -182,7 +182,11 @@ def rollout_worker(config: Config, shape: Shape, device: Device) -> Process:
     tokens = min(max(config.max_tokens, BATCHED_TOKENS), rollout.max_running * config.max_tokens)
     prefill = tokens * width * (3 * shape.mlp_width / share + 4 * shape.width)
     sampler = rollout.max_running * shape.vocabulary * (12 + (12 if rollout.top_k or rollout.top_p < 1 else 0))
-    held = {"process": device.rollout_base, "weights": weights, "KV cache": float(rollout.kv_cache_mb * MIB)}
+    held = {
+        "process": device.rollout_base,
+        "weights": weights,
+        "KV cache": float(rollout.kv_cache_mb * MIB * processes),
+    }
     phases = {
         "sampling": {"prefill and sampler": float(max(prefill, sampler))},
         "sync": {"sync bucket": 2 * bucket(config, shape)},

@@ -80,7 +80,7 @@ def run_session(config: Config, recipe: str, resumed: Resumed | None, display: D
         display.say(str(placement))
         check_nodes(config, nodes, where, display.say)
         materials = prepare(config, display.say)
-        check_kv_cache(config, materials.model_path)
+        check_kv_cache(config, materials.model_path, placement.on_gpus)
         check_disk(config, materials.model_path, where)
         given = provide_model(config.model, materials.model_path, nodes, config.cluster.deadline_seconds)
         if given:

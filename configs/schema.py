@@ -309,7 +309,7 @@ class Rollout(Section):
         "most so many further rounds; 0 is off.",
     )
     tensor_parallel: int = Field(1, ge=1, description="GPUs (on a CPU: processes) that share a rollout worker's model.")
-    kv_cache_mb: int = Field(256, ge=1, description="Memory of a worker's KV cache, in MiB.")
+    kv_cache_mb: int = Field(256, ge=1, description="Memory of a worker's KV cache on each of its GPUs, in MiB.")
     max_running: int = Field(256, ge=1, description="Completions a worker decodes at the same time.")
     logprob_diff: float = Field(
         1e-3,
