@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import torch
 
 from cluster.curation import curate
+from cluster.gpu import has_gpu
 from cluster.materials import Say
 from cluster.preflight import MIB
 from configs.errors import UsageError
@@ -90,7 +92,10 @@ def judging(config: Config, gold: Gold) -> Config:
 
 
 def fitting_workers(config: Config, model_path: Path) -> int:
-    """One rollout worker a core, as far as half of the free memory holds their weights and KV caches."""
+    """One rollout worker for each GPU; without GPUs one a core, as far as half of the free memory holds their weights
+    and KV caches."""
+    if has_gpu():
+        return max(1, torch.cuda.device_count() // config.rollout.tensor_parallel)
     weights = sum(path.stat().st_size for path in model_path.glob("*.safetensors"))
     each = weights + config.rollout.kv_cache_mb * MIB + WORKER_BYTES
     return max(1, min(os.cpu_count() or 1, psutil.virtual_memory().available // (2 * each)))
