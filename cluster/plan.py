@@ -105,12 +105,12 @@ class Plan:
                 Seat("sampling GPU", sampling, awake),
                 Seat("learning GPU", cluster.learner_ranks, learning | {"sync": learner.held | sync}),
             ]
-        # Of the side that sleeps its process is left; to be synced, the weights of both must be there.
-        processes = learner.held["process"] + rollout.held["process"]
-        phases = {"sampling": awake["sampling"] | {"process": processes}}
-        phases |= {name: parts | {"process": processes} for name, parts in learning.items()}
-        both = learner.held["weights"] + rollout.held["weights"]
-        phases["sync"] = {"process": processes, "weights": both, "sync bucket": bucket(self.config, self.shape)}
+        # Of rollout workers that sleep their process is left, of the learner also its weights and its reference.
+        both = {"process": learner.held["process"] + rollout.held["process"]}
+        both["weights"] = learner.held["weights"] + rollout.held["weights"]
+        both |= {name: size for name, size in learner.held.items() if name == "reference"}
+        phases = {"sampling": awake["sampling"] | both, "sync": both | {"sync bucket": sync["sync bucket"]}}
+        phases |= {name: parts | {"process": both["process"]} for name, parts in learning.items()}
         return [Seat("shared GPU", self.gpus_asked, phases)]
 
     @property
@@ -119,8 +119,9 @@ class Plan:
         ranks = self.config.cluster.learner_ranks
         parts = {n: size * (1 if n == "checkpoint copies" else ranks) for n, size in self.learner.host.items()}
         if parts and self.config.cluster.resolved_placement == "colocated":
-            asleep = ("weights", "reference", "fp32 masters", "optimizer")
+            asleep = ("fp32 masters", "optimizer")
             parts["learner asleep"] = ranks * sum(self.learner.held.get(name, 0.0) for name in asleep)
+            parts["rollout workers asleep"] = self.config.cluster.rollout_workers * self.rollout.held["weights"]
         return parts
 
     @cached_property

@@ -28,6 +28,7 @@ class Turns:
     def __init__(self, rollouts: Sampling, learner: Learning, shared: bool) -> None:
         self._rollouts, self._learner, self._shared = rollouts, learner, shared
         self._asleep: list[str] = []
+        self._optimizer_here = True
 
     def learning(self) -> None:
         """Rollout workers sleep, weights and cache; the optimizer is back on the GPU."""
@@ -35,17 +36,19 @@ class Turns:
             self._rollouts.sleep()
             self._asleep = ["weights", "kv_cache"]
             self._learner.call("wake")
+            self._optimizer_here = True
 
     def pushing(self) -> None:
-        """The rollout workers' weights are on the GPU, to be replaced; their cache is not yet."""
+        """The optimizer has left; the rollout workers' weights are on the GPU, to be replaced, their cache not yet."""
+        if self._shared and self._optimizer_here:
+            self._learner.call("sleep")
+            self._optimizer_here = False
         self._wake("weights")
 
     def sampling(self) -> None:
-        """The optimizer has left; rollout workers are wholly awake."""
-        if self._shared:
-            self._learner.call("sleep")
-        for what in tuple(self._asleep):
-            self._wake(what)
+        """Rollout workers are wholly awake."""
+        self.pushing()
+        self._wake("kv_cache")
 
     def _wake(self, what: str) -> None:
         if what in self._asleep:

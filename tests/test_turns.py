@@ -32,9 +32,9 @@ def step(shared: bool, push: bool) -> list[str]:
     return sides.asked
 
 
-def test_weights_wake_before_a_push_and_the_cache_only_after_the_optimizer_has_left() -> None:
-    first = ["workers sleep", "learner wakes", "workers wake weights", "push"]
-    assert step(shared=True, push=True) == [*first, "learner sleeps", "workers wake kv_cache"]
+def test_the_optimizer_leaves_before_weights_wake_and_the_cache_wakes_after_the_push() -> None:
+    first = ["workers sleep", "learner wakes", "learner sleeps", "workers wake weights", "push"]
+    assert step(shared=True, push=True) == [*first, "workers wake kv_cache"]
 
 
 def test_without_a_push_the_workers_wake_with_the_weights_they_had() -> None:
