@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simpy import Environment, Event
 
+from benchmarks.harness import ROOT
+from benchmarks.simulate import main as simulate_main
+from benchmarks.simulator.calibration import RUNS, Frozen, decode_steps, fit, freeze, frozen
 from benchmarks.simulator.cores import Cores, Server, sharing
+from benchmarks.simulator.least_squares import least_squares
 from benchmarks.simulator.lengths import LogNormal, Recorded
+from benchmarks.simulator.projection import Cluster, project, row
+from benchmarks.simulator.quickstart import Measured, skipped
 from benchmarks.simulator.rates import Rates
+from benchmarks.simulator.roofline import H100, R1_QWEN_1_5B, Setup, gpu_rates
 from benchmarks.simulator.scenario import Outcome, Scenario
 from benchmarks.simulator.simulation import Stream, simulate
+from benchmarks.simulator.validation import LIMIT, Comparison, committed, measured, predicted
+from benchmarks.simulator.validation import RUNS as VALIDATED
 from benchmarks.simulator.worker import Worker
+from data.records import Completion, Group, Problem, Prompt
 
 EVEN = LogNormal(20, 0.0, 20)
 RAGGED = LogNormal(20, 0.6, 48)
@@ -221,3 +234,113 @@ def test_on_two_shared_cores_two_sides_run_as_on_their_own_and_three_do_not() ->
     two = {"max_staleness": 1, "lengths": RAGGED}
     assert seconds(BOTH, cores=2, **two) == pytest.approx(seconds(BOTH, **two), rel=0.01)
     assert seconds(BOTH, cores=2, workers=2, **two) > 1.1 * seconds(BOTH, workers=2, **two)
+
+
+# -- rates ----------------------------------------------------------------------------------------
+
+TRUE = Rates(
+    submit=0.03, decode=0.012, running=2e-4, start=3e-4, step=0.02, update=0.09, token=1.1e-4, exchange=0.15,
+    probe=0.04, push=0.05, push_worker=0.02, beside=0.85,
+)  # fmt: skip
+SERIAL = dict.fromkeys(("hand", "verify_group", "verify", "record", "record_token", "share", "share_square"), 0.0)
+
+
+def as_measured(scenario: Scenario) -> Measured:
+    """A simulated run in the place of a real one."""
+    drawn = Recorded([LogNormal(14, 0.8, 60).draw(Random(i), 12) for i in range(40)], scenario.lengths.limit)
+    given = replace(scenario, lengths=drawn, prompt_tokens=float(PROMPT))
+    skip = skipped(given)
+    steps = simulate(given, TRUE).steps[skip:]
+    phases = [
+        {"wait": s.wait, "sample": s.wait, "verify": 0.0, "update": s.update, "sync": s.sync, "step": s.seconds}
+        for s in steps
+    ]
+    size = given.completions_per_prompt
+    groups = [[group(v, drawn.draw(Random(f"{given.seed} {v}"), size)) for v in s.visits] for s in steps]
+    return Measured(given, phases, groups)
+
+
+PROMPT = 9
+
+
+def group(visit: int, lengths: list[int]) -> Group:
+    def completion(index: int, length: int) -> Completion:
+        ids = np.zeros(length, np.int32)
+        return Completion(index, 0, ids, ids.astype(np.float32), ids, "", "stop")
+
+    prompt = Prompt(visit, Problem("", "", ""), (1,) * PROMPT)
+    return Group(prompt, tuple(completion(i, length) for i, length in enumerate(lengths)))
+
+
+def test_the_fit_finds_the_rates_that_made_the_runs() -> None:
+    found = fit([as_measured(scenario) for scenario in RUNS], SERIAL)
+    assert asdict(found) == pytest.approx(asdict(TRUE), rel=1e-6)
+
+
+def test_rates_are_never_negative_and_small_timings_count_as_much_as_large_ones() -> None:
+    rows = [[1.0, float(n)] for n in (1, 10, 100, 1000)]
+    assert least_squares(rows, [0.5 * n for n in (1, 10, 100, 1000)]) == pytest.approx([0.0, 0.5], abs=1e-12)
+    assert min(least_squares(rows, [1.0, 9.0, 98.0, 999.0])) >= 0.0
+    fixed, each = least_squares(rows, [0.2 + 0.01 * n for n in (1, 10, 100, 1000)])
+    assert (fixed, each) == pytest.approx((0.2, 0.01))
+    with pytest.raises(ValueError, match="cannot tell 2 rates apart"):
+        least_squares(rows[:1], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_running", "steps"), [([3, 5, 2], 3, 5), ([3, 5, 2], 1, 10), ([3, 5, 2], 2, 5)]
+)
+def test_decode_steps_of_a_worker_that_holds_so_many(lengths: list[int], max_running: int, steps: int) -> None:
+    assert decode_steps(lengths, max_running) == steps
+    alone = scenario(lengths=Recorded([lengths], 9), prompts_per_batch=1, completions_per_prompt=3, steps=1)
+    alone = replace(alone, max_running=max_running)
+    drawn = alone.lengths.draw(Random(f"{alone.seed} 0"), 3)
+    assert simulate(alone, Rates(decode=1.0)).steps[0].wait == pytest.approx(decode_steps(drawn, max_running))
+
+
+def test_frozen_rates_come_back_as_they_were(tmp_path: Path) -> None:
+    run = as_measured(RUNS[0])
+    freeze(TRUE, 1e-4, run, [0.5], tmp_path / "rates.json")
+    found = frozen(tmp_path / "rates.json")
+    assert (found.rates, found.call, found.prompt_tokens) == (TRUE, 1e-4, PROMPT)
+    assert found.lengths == [[len(c.token_ids) for c in group.completions] for group in run.groups]
+
+
+def test_uncommitted_rates_are_not_validated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "rates.json").write_text("{}")
+    assert simulate_main(["validate", "--path", str(tmp_path / "rates.json")]) == 2
+    assert "commit" in capsys.readouterr().out
+    assert committed(ROOT / "requirements.lock") and not committed(tmp_path / "none.json")
+
+
+def test_a_prediction_is_of_the_frozen_lengths_and_wrong_rates_show() -> None:
+    runs = [as_measured(scenario) for scenario in RUNS]
+    lengths = [[len(c.token_ids) for c in group.completions] for group in runs[0].groups]
+    given = VALIDATED["at once, staleness 2"]
+    right = Frozen(TRUE, 0.0, PROMPT, lengths, "", {})
+    wrong = Frozen(replace(TRUE, running=2 * TRUE.running, token=2 * TRUE.token), 0.0, PROMPT, lengths, "", {})
+    expected = measured(as_measured(given))
+    assert abs(Comparison(predicted(given, right), expected).error) < 0.1
+    assert abs(Comparison(predicted(given, wrong), expected).error) > LIMIT
+
+
+# -- projections ----------------------------------------------------------------------------------
+
+
+def test_a_learning_gpu_takes_the_datasheets_time() -> None:
+    rates = gpu_rates(H100, R1_QWEN_1_5B, Rates(), 0.0, Setup(8, 8, 1e6, 100.0))
+    assert 1 / rates.token == pytest.approx(0.35 * 989e12 / (8 * 1.54e9))
+    assert rates.decode == pytest.approx(3e-3 + 28 * 15 * 6e-6)  # launches: the weights are read in less
+    across = gpu_rates(H100, R1_QWEN_1_5B, Rates(), 0.0, Setup(16, 16, 1e6, 100.0))
+    assert across.push == pytest.approx(9 * rates.push), "a node's links are nine times as fast as the network"
+
+
+def test_a_projection_splits_the_gpus_so_that_neither_side_idles_and_counts_the_drivers_part() -> None:
+    cluster = Cluster(H100, 8, 16, 2, LogNormal(300, 0.3, 600))
+    found = project(cluster, Rates(hand=0.01), 0.0)
+    assert found.scenario.workers + found.scenario.ranks == 8
+    assert found.free <= found.seconds
+    slow = project(cluster, Rates(hand=2.0), 0.0)
+    assert slow.seconds == pytest.approx(16 * 2.0, rel=0.1) and slow.free == pytest.approx(found.free)
+    assert slow.outcome.busy["driver"] > 0.9
+    assert row(found).startswith("| 8 H100 | 16 | 2 | ")

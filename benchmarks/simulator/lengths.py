@@ -10,14 +10,20 @@ from typing import Protocol
 
 
 class Lengths(Protocol):
-    """`draw(chance, size)`: the tokens of each of a group's completions, at least 1."""
+    """`draw(chance, size)`: the tokens of each of a group's completions, at least 1 and at most `limit`."""
+
+    @property
+    def limit(self) -> int: ...
 
     def draw(self, chance: Random, size: int) -> list[int]: ...
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """Lengths out of recorded groups, a whole group at a time: the completions of a prompt are alike."""
+    """Lengths out of recorded groups: a group's are drawn from one of them, as the completions of a prompt are alike.
+
+    No groups: what is yet to be measured, of which only the limit is known.
+    """
 
     groups: Sequence[Sequence[int]]
     limit: int

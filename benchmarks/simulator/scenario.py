@@ -10,7 +10,10 @@ from benchmarks.simulator.lengths import Lengths
 
 @dataclass(frozen=True)
 class Scenario:
-    """What runs. cores: CPU cores that all threads share; None: a device for each. The words are the options'."""
+    """What runs; the words are the options'. cores: CPU cores that all threads share; None: a device for each.
+
+    endless: no run ends after these steps, so sampling ahead does not run dry towards the last of them.
+    """
 
     lengths: Lengths
     prompts_per_batch: int
@@ -24,6 +27,7 @@ class Scenario:
     cores: int | None = None
     steps: int = 12
     seed: int = 0
+    endless: bool = False
 
 
 @dataclass(frozen=True)

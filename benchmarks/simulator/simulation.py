@@ -38,7 +38,9 @@ class Stream:
         if not (scenario.max_staleness or self.asked):
             return 0
         room = (1 + scenario.max_staleness) * scenario.prompts_per_batch - self.held
-        return max(0, min(room, scenario.steps * scenario.prompts_per_batch - self.admitted))
+        if not scenario.endless:
+            room = min(room, scenario.steps * scenario.prompts_per_batch - self.admitted)
+        return max(0, room)
 
     def admit(self) -> int:
         """The visit of the next prompt, which is held from now on."""
