@@ -5,19 +5,22 @@ then on the rates are frozen.
 validate: other variants, predicted and then measured; recorded, and exit code 1 if a step is off by more than 20 %.
 scale: what the simulator makes of clusters of GPUs that nobody has measured here. Projections.
 
-Rates measured on a busy machine are worth nothing: before each run, fit and validate wait until the load is below
---load, for --patience seconds at most.
+Rates measured on a busy machine are worth nothing: before each run, fit and validate wait until others use at most
+--busy of the cores, for --patience seconds, and make it again if they use more after it.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
+
+import psutil
 
 from benchmarks.harness import record
 from benchmarks.simulator import calibration, projection, validation
@@ -26,64 +29,74 @@ from benchmarks.simulator.rates import Rates
 from benchmarks.simulator.serial import serial_rates, verify_rates
 
 NAME = "simulator"
+Found = TypeVar("Found")
 
 
-LOAD = 2.5  # of the last minute; a run that has just ended here leaves about 2
+BUSY = 0.1
+WATCHED_SECONDS = 10.0
 PATIENCE_SECONDS = 3600.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("fit", "validate", "scale"))
-    parser.add_argument("--load", type=float, default=LOAD, help="highest load that is measured under (%(default)s)")
+    parser.add_argument("--busy", type=float, default=BUSY, help="share of the cores others may use (%(default)s)")
     parser.add_argument("--patience", type=float, default=PATIENCE_SECONDS, help="seconds to wait for it (%(default)s)")
     parser.add_argument("--path", type=Path, default=calibration.FILE, help="the rates (%(default)s)")
     given = parser.parse_args(argv)
     if given.what == "scale":
         return scale(given.path)
-    calm = Calm(given.load, given.patience)
+    calm = Calm(given.busy, given.patience)
     try:
         return fit(calm, given.path) if given.what == "fit" else validate(calm, given.path)
-    except TooBusy as error:
+    except TooBusyError as error:
         print(error, file=sys.stderr)
         return 3
 
 
-class TooBusy(Exception):
+class TooBusyError(Exception):
     """The machine did not become calm in time."""
 
 
 @dataclass(frozen=True)
 class Calm:
-    """Waits for a load that can be measured under."""
+    """Measures while others leave the cores alone: at most `busy` of them are in use before and after."""
 
-    load: float
+    busy: float
     patience_seconds: float
 
-    def wait(self) -> float:
-        """The load of the last minute, once it is below; TooBusy after a while."""
+    def measure(self, what: Callable[[], Found]) -> Found:
+        """What it returns, from a go that others did not disturb; TooBusyError if none comes about in time."""
         end = time.monotonic() + self.patience_seconds
-        while (load := os.getloadavg()[0]) > self.load:
+        while True:
+            self._wait(end)
+            found = what()
+            time.sleep(WATCHED_SECONDS)  # what it leaves behind ends meanwhile
+            if self._in_use() <= self.busy:
+                return found
+            print("others were at work; once more", file=sys.stderr, flush=True)
+
+    def _wait(self, end: float) -> None:
+        while (used := self._in_use()) > self.busy:
             if time.monotonic() > end:
-                raise TooBusy(
-                    f"The load is {load:.1f} and did not fall below {self.load:g}. Try again, or raise --load."
-                )
-            time.sleep(5)
-        return load
+                raise TooBusyError(f"Others use {used:.0%} of the cores, more than {self.busy:.0%}. Try later.")
+
+    @staticmethod
+    def _in_use() -> float:
+        return psutil.cpu_percent(interval=WATCHED_SECONDS) / 100
 
 
 def fit(calm: Calm, path: Path) -> int:
-    calm.wait()
-    serial = serial_rates()
+    serial = calm.measure(serial_rates)
     call = serial.pop("call")
-    runs, loads = [], []
+    runs = []
     for scenario in calibration.RUNS:
-        loads.append(calm.wait())
-        runs.append(run(scenario))
+        runs.append(calm.measure(partial(run, scenario)))
         changed = " ".join(setting.partition(".")[2] for setting in settings(scenario)[len(FIXED) :])
-        print(f"load {loads[-1]:.1f}, {changed}: {phases(validation.measured(runs[-1]))}", flush=True)
-    rates = calibration.fit(runs, serial | verify_rates(runs[0].groups))
-    calibration.freeze(rates, call, runs[0], loads, path)
+        print(f"{changed}: {phases(validation.measured(runs[-1]))}", flush=True)
+    serial |= calm.measure(partial(verify_rates, runs[0].groups))
+    rates = calibration.fit(runs, serial)
+    calibration.freeze(rates, call, runs[0], path)
     print(rates)
     return 0
 
@@ -95,10 +108,9 @@ def validate(calm: Calm, path: Path) -> int:
     frozen = calibration.frozen(path)
     found = {}
     for name, scenario in validation.RUNS.items():
-        load = calm.wait()
-        comparison = validation.compare(scenario, frozen)
-        found[name] = {**comparison.figures(), "load": load}
-        print(f"{name}: {comparison.error:+.1%}, load {load:.1f}", flush=True)
+        comparison = calm.measure(partial(validation.compare, scenario, frozen))
+        found[name] = comparison.figures()
+        print(f"{name}: {comparison.error:+.1%}", flush=True)
         print(f"  predicted {phases(comparison.predicted)}\n  measured  {phases(comparison.measured)}", flush=True)
     worst = max(abs(line["error"]) for line in found.values())
     record(NAME, {"rates": frozen.commit, "runs": found, "worst": worst})

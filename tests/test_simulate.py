@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from simpy import Environment, Event
 
 from benchmarks.harness import ROOT
+from benchmarks.simulate import Calm, TooBusyError
 from benchmarks.simulate import main as simulate_main
 from benchmarks.simulator.calibration import RUNS, Frozen, decode_steps, fit, freeze, frozen
 from benchmarks.simulator.cores import Cores, Server, sharing
@@ -300,7 +301,7 @@ def test_decode_steps_of_a_worker_that_holds_so_many(lengths: list[int], max_run
 
 def test_frozen_rates_come_back_as_they_were(tmp_path: Path) -> None:
     run = as_measured(RUNS[0])
-    freeze(TRUE, 1e-4, run, [0.5], tmp_path / "rates.json")
+    freeze(TRUE, 1e-4, run, tmp_path / "rates.json")
     found = frozen(tmp_path / "rates.json")
     assert (found.rates, found.call, found.prompt_tokens) == (TRUE, 1e-4, PROMPT)
     assert found.lengths == [[len(c.token_ids) for c in group.completions] for group in run.groups]
@@ -311,6 +312,17 @@ def test_uncommitted_rates_are_not_validated(tmp_path: Path, capsys: pytest.Capt
     assert simulate_main(["validate", "--path", str(tmp_path / "rates.json")]) == 2
     assert "commit" in capsys.readouterr().out
     assert committed(ROOT / "requirements.lock") and not committed(tmp_path / "none.json")
+
+
+def test_what_others_disturbed_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([0.9, 0.05, 0.5, 0.05, 0.05])  # waits; goes; disturbed; goes; undisturbed
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 100 * next(used))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    goes = iter(["first", "second"])
+    assert Calm(0.1, 60.0).measure(lambda: next(goes)) == "second"
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 90.0)
+    with pytest.raises(TooBusyError, match="90%"):
+        Calm(0.1, 0.0).measure(lambda: None)
 
 
 def test_a_prediction_is_of_the_frozen_lengths_and_wrong_rates_show() -> None:

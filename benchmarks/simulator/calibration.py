@@ -144,14 +144,13 @@ def _step(runs: Sequence[Measured], rates: Rates) -> float:
     return max(0.0, median(left(*step) for step in steps_of(runs)))
 
 
-def freeze(rates: Rates, call: float, run: Measured, loads: list[float], path: Path) -> None:
-    """Write them down with the lengths of a run that was cut at LIMIT, and the machine's load before each run."""
+def freeze(rates: Rates, call: float, run: Measured, path: Path) -> None:
+    """Write them down with the lengths of a run that was cut at LIMIT."""
     groups = run.groups
     prompt = sum(len(group.prompt.token_ids) for group in groups) / len(groups)
     text = {
         "commit": commit()["hash"],
         "hardware": hardware(),
-        "loads": loads,
         "prompt_tokens": prompt,
         "rates": asdict(rates),
         "call": call,
