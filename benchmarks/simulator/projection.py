@@ -49,12 +49,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Projection:
-    """seconds of a step, and of one whose driver and cutting take no time; tokens of a step."""
+    """seconds of a step, in it of the push and of cutting the batch, and of a step whose driver and cutting take none;
+    tokens of a step's completions."""
 
     cluster: Cluster
     scenario: Scenario
     seconds: float
     sync: float
+    cutting: float
     free: float
     tokens: float
     outcome: Outcome
@@ -68,7 +70,8 @@ class Projection:
 def project(cluster: Cluster, driver: Rates, call: float) -> Projection:
     """Simulate it with the split of GPUs that balances both sides."""
     mean = mean_length(cluster.lengths)
-    tokens = cluster.prompts * GROUP * (mean + PROMPT_TOKENS)
+    completions = cluster.prompts * GROUP
+    tokens = completions * (mean + PROMPT_TOKENS)
     running = int(min(256, cache_tokens(cluster.gpu, MODEL) / (PROMPT_TOKENS + mean)))
     setup = Setup(cluster.gpus, cluster.gpus, tokens, PROMPT_TOKENS)
     workers = ranks = cluster.gpus
@@ -98,6 +101,7 @@ def project(cluster: Cluster, driver: Rates, call: float) -> Projection:
         scenario,
         outcome.step_seconds(skipped(cluster)),
         fmean(step.sync for step in steps),
+        driver.share * completions + driver.share_square * completions**2,
         free,
         fmean(step.tokens for step in steps),
         outcome,
@@ -121,8 +125,8 @@ def mean_length(lengths: LogNormal) -> float:
 
 
 HEADS = (
-    "GPUs", "prompts", "staleness", "sample + learn", "step s", "push s", "tokens/s a GPU", "workers busy",
-    "ranks busy", "verifiers busy", "driver busy", "step s, free driver",
+    "GPUs", "prompts", "staleness", "sample + learn", "step s", "push s", "cutting s", "without cutting and driver",
+    "tokens/s a GPU", "workers busy", "ranks busy", "verifiers busy", "driver busy",
 )  # fmt: skip
 
 
@@ -131,7 +135,8 @@ def row(found: Projection) -> str:
     split = f"{scenario.workers} + {scenario.ranks}" if cluster.max_staleness else f"{scenario.workers} in turns"
     shares = [f"{100 * busy[who]:.0f} %" for who in ("workers", "ranks", "verifiers", "driver")]
     cells = [f"{cluster.gpus} {cluster.gpu.name}", str(cluster.prompts), str(cluster.max_staleness), split]
-    cells += [f"{found.seconds:.1f}", f"{found.sync:.1f}", f"{found.tokens_per_gpu:,.0f}", *shares, f"{found.free:.1f}"]
+    cells += [f"{value:.1f}" for value in (found.seconds, found.sync, found.cutting, found.free)]
+    cells += [f"{found.tokens_per_gpu:,.0f}", *shares]
     return f"| {' | '.join(cells)} |"
 
 
