@@ -127,6 +127,7 @@ def scale(path: Path) -> int:
         serial = serial_rates()
         call = serial.pop("call")
         driver = Rates(**serial)
+    print(", ".join(f"{name} {getattr(driver, name):.3g}" for name in projection.DRIVER), f"call {call:.3g}", sep=", ")
     for line in projection.lines(driver, call):
         print(line, flush=True)
     return 0

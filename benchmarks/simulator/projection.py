@@ -125,35 +125,33 @@ def mean_length(lengths: LogNormal) -> float:
 
 
 HEADS = (
-    "GPUs", "prompts", "staleness", "sample + learn", "step s", "push s", "cutting s", "without cutting and driver",
-    "tokens/s a GPU", "workers busy", "ranks busy", "verifiers busy", "driver busy",
+    "GPUs", "prompts", "staleness", "sample + learn", "step s", "push s", "cutting s", "free s", "tokens/s a GPU",
+    "busy: workers, ranks, verifiers, driver",
 )  # fmt: skip
 
 
 def row(found: Projection) -> str:
     cluster, scenario, busy = found.cluster, found.scenario, found.outcome.busy
     split = f"{scenario.workers} + {scenario.ranks}" if cluster.max_staleness else f"{scenario.workers} in turns"
-    shares = [f"{100 * busy[who]:.0f} %" for who in ("workers", "ranks", "verifiers", "driver")]
+    shares = ", ".join(f"{100 * busy[who]:.0f}" for who in ("workers", "ranks", "verifiers", "driver"))
     cells = [f"{cluster.gpus} {cluster.gpu.name}", str(cluster.prompts), str(cluster.max_staleness), split]
     cells += [f"{value:.1f}" for value in (found.seconds, found.sync, found.cutting, found.free)]
-    cells += [f"{found.tokens_per_gpu:,.0f}", *shares]
+    cells += [f"{found.tokens_per_gpu:,.0f}", f"{shares} %"]
     return f"| {' | '.join(cells)} |"
 
 
 def tables() -> dict[str, list[Cluster]]:
     """The clusters of each table of docs/scaling.md."""
+    short, long = LogNormal(2500, 0.4, 32768), LogNormal(2500, 1.0, 32768)
     return {
         "One node and two": [Cluster(A40, gpus, 32, stale) for gpus in (4, 8) for stale in (0, 1, 2)],
         "The same batch on more GPUs": [Cluster(H100, gpus, 256, 2) for gpus in (8, 16, 32, 64, 128)],
         "A batch that grows with the GPUs": [Cluster(H100, gpus, 8 * gpus, 2) for gpus in (8, 64, 256, 1024)],
-        "In turns, the batch growing": [Cluster(H100, gpus, 8 * gpus, 0) for gpus in (8, 64, 256)],
-        "Staleness at 64 GPUs": [Cluster(H100, 64, 512, stale) for stale in (0, 1, 2, 4)],
-        "A longer tail at 64 GPUs": [
-            Cluster(H100, 64, 512, stale, LogNormal(median, sigma, 32768))
-            for median, sigma in ((2500, 0.4), (2500, 1.0))
-            for stale in (0, 1, 4)
-        ],
-        "Fewer verifiers at 64 GPUs": [Cluster(H100, 64, 512, 2, verifiers_per_node=n) for n in (4, 1)],
+        "The same in turns": [Cluster(H100, gpus, 8 * gpus, 0) for gpus in (8, 64, 256)],
+        "Staleness": [Cluster(H100, 64, 512, stale) for stale in (1, 2, 4)],
+        "Staleness, lengths of sigma 0.4": [Cluster(H100, 64, 512, stale, short) for stale in (0, 1, 2, 4)],
+        "Staleness, lengths of sigma 1.0": [Cluster(H100, 64, 512, stale, long) for stale in (0, 1, 2, 4)],
+        "One verifier a node": [Cluster(H100, 64, 512, 2, verifiers_per_node=1)],
     }
 
 
