@@ -49,13 +49,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Projection:
-    """seconds of a step, in it of the push and of cutting the batch, and of a step whose driver and cutting take none;
-    tokens of a step's completions."""
+    """seconds of a step, in it of the push, of the exchange of gradients and of cutting the batch, and of a step whose
+    driver and cutting take none; tokens of a step's completions."""
 
     cluster: Cluster
     scenario: Scenario
     seconds: float
     sync: float
+    exchange: float
     cutting: float
     free: float
     tokens: float
@@ -101,6 +102,7 @@ def project(cluster: Cluster, driver: Rates, call: float) -> Projection:
         scenario,
         outcome.step_seconds(skipped(cluster)),
         fmean(step.sync for step in steps),
+        rates.exchange * 2 * (ranks - 1) / ranks,
         driver.share * completions + driver.share_square * completions**2,
         free,
         fmean(step.tokens for step in steps),
@@ -125,8 +127,8 @@ def mean_length(lengths: LogNormal) -> float:
 
 
 HEADS = (
-    "GPUs", "prompts", "staleness", "sample + learn", "step s", "push s", "cutting s", "free s", "tokens/s a GPU",
-    "busy: workers, ranks, verifiers, driver",
+    "GPUs", "prompts", "staleness", "sample + learn", "step s", "push s", "exchange s", "cutting s", "free s",
+    "tokens/s a GPU", "busy: workers, ranks, verifiers, driver",
 )  # fmt: skip
 
 
@@ -135,7 +137,7 @@ def row(found: Projection) -> str:
     split = f"{scenario.workers} + {scenario.ranks}" if cluster.max_staleness else f"{scenario.workers} in turns"
     shares = ", ".join(f"{100 * busy[who]:.0f}" for who in ("workers", "ranks", "verifiers", "driver"))
     cells = [f"{cluster.gpus} {cluster.gpu.name}", str(cluster.prompts), str(cluster.max_staleness), split]
-    cells += [f"{value:.1f}" for value in (found.seconds, found.sync, found.cutting, found.free)]
+    cells += [f"{value:.1f}" for value in (found.seconds, found.sync, found.exchange, found.cutting, found.free)]
     cells += [f"{found.tokens_per_gpu:,.0f}", f"{shares} %"]
     return f"| {' | '.join(cells)} |"
 
