@@ -8,7 +8,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ MEANS = (
 )
 
 
-def measure(*settings: str, deadline_seconds: float = HOUR) -> dict[str, Any]:
-    """Run a recipe in a folder that is deleted afterwards; its figures. RuntimeError with its last output if it fails.
+@contextmanager
+def finished_run(*settings: str, deadline_seconds: float = HOUR) -> Iterator[Path]:
+    """Run a recipe in a folder that is deleted afterwards, and yield it. RuntimeError with its last output if it fails.
 
     settings: `section.key=value`; the first may be the recipe's name, else it is the quickstart.
     """
@@ -39,7 +41,13 @@ def measure(*settings: str, deadline_seconds: float = HOUR) -> dict[str, Any]:
         done = subprocess.run([*command, *place], cwd=ROOT, capture_output=True, text=True, timeout=deadline_seconds)
         if done.returncode != 0:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}"[-4000:])
-        return figures(Path(folder) / "run")
+        yield Path(folder) / "run"
+
+
+def measure(*settings: str, deadline_seconds: float = HOUR) -> dict[str, Any]:
+    """The figures of a `finished_run`."""
+    with finished_run(*settings, deadline_seconds=deadline_seconds) as run:
+        return figures(run)
 
 
 def figures(run: Path) -> dict[str, Any]:
