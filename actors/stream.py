@@ -16,6 +16,7 @@ from data.records import Group
 from data.sampler import PromptSampler
 
 TICK_SECONDS = 0.02  # how soon a place that has become free is filled
+CLOSE_SECONDS = 10.0
 OPTION = "cluster.deadline_seconds"
 
 
@@ -113,7 +114,7 @@ class SampleStream:
             self._closed = True
             self._news.notify_all()
         if self._thread.ident:
-            self._thread.join(self._options.deadline_seconds)
+            self._thread.join(CLOSE_SECONDS)  # a worker that is gone may hold it longer; it ends with the process
 
     def _wait_until(self, done: Callable[[], bool], doing: str, deadline: Deadline) -> None:
         """Wait for it with the lock held."""
