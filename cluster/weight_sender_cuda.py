@@ -6,6 +6,7 @@ Nothing of this has run yet (docs/gpu.md).
 from __future__ import annotations
 
 import socket
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +31,8 @@ class _CudaSender(WeightSender):
         with self._watch.part("copy"):  # what is neither gathering nor the workers' is in here, waiting included
             self._sender.send_weights()
 
-    def _vllm_sender(self, source: WeightSource) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _vllm_sender(self, source: WeightSource) -> Any: ...
 
     def _source(self) -> WeightSource:
         """Our buckets as vLLM walks through them: tensor by tensor, each a fresh pass, on every rank."""
