@@ -12,19 +12,21 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import psutil
+
 from actors.engine import Engine, EngineOptions, Sampling
-from actors.waiting import Deadline
-from configs.errors import RunError
+from actors.waiting import ActorLost, Deadline
 from data.records import Completion, Group, Prompt
 from data.sampler import completion_seed
 
 START, FINISH = "start_weight_update", "finish_weight_update"
 
 
-class HalfLoaded(RunError):
+class HalfLoaded(ActorLost):
     """A weight update that began and did not end; what the worker would sample now comes from no policy."""
 
 
@@ -115,6 +117,15 @@ class RolloutWorker:
         self._between_steps(lambda: self._add_probe(prompt, request, answer))
         return answer.result()
 
+    def heartbeat(self) -> None:
+        """Nothing, if all is well. ActorLost if the engine has failed, or a process of vLLM's is frozen."""
+        if self._failure is not None:
+            raise self._failure
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if process.status() == psutil.STATUS_STOPPED:
+                    raise ActorLost(f"Process {process.pid} of a rollout worker's engine is frozen (stopped).")
+
     def cached_tokens(self) -> int:
         """Prompt tokens answered from the prefix cache so far."""
         return self._between_steps(lambda: self._the_engine.cached_tokens)
@@ -142,8 +153,10 @@ class RolloutWorker:
                 self._do_jobs()
                 if self._engine.busy:
                     self._decode()
-        except BaseException as error:  # noqa: BLE001 - the thread's last act: whoever waits must hear of it
+        except ActorLost as error:
             self._fail(error)
+        except BaseException as error:  # noqa: BLE001 - the thread's last act: whoever waits must hear of it
+            self._fail(ActorLost(f"vLLM's engine failed in a rollout worker: {type(error).__name__}: {error}"))
 
     def _do_jobs(self) -> None:
         """Everything that waits between steps; with nothing to decode, or half an update, wait for the next job."""

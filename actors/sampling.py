@@ -8,16 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray.actor import ActorHandle
 
+from actors.crew import OPTION
 from actors.rollout_pool import RolloutPool
 from actors.rollout_worker import SampleRequest
 from actors.verifier_pool import VerifierPool
-from actors.waiting import Deadline, late, wait_for
+from actors.waiting import ActorLost, Deadline, late, wait_for
 from configs.errors import RunError
 from data.records import Group, Prompt
 from data.sampler import PromptSampler
 
-OPTION = "cluster.deadline_seconds"
+READY_SECONDS = 60.0  # to fetch an answer that is there
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,14 @@ class OnDemand:
     def paused(self) -> Iterator[None]:
         yield
 
+    def balance(self) -> tuple[int, int]:
+        """Prompts handed out, and how many of them are in flight: between two steps none."""
+        return self._sampler.cursor, 0
+
+    def ahead(self) -> tuple[tuple[int, ...], list[Group]]:
+        """Nothing is sampled ahead."""
+        return (), []
+
     def close(self) -> None:
         """Nothing is under way."""
 
@@ -128,37 +138,63 @@ def stream_verified(
 
 
 class Flight:
-    """Prompts between their submission and their verdicts."""
+    """Prompts between their submission and their verdicts. What a lost worker or verifier had is given to others."""
 
     def __init__(self, rollouts: RolloutPool, verifiers: VerifierPool, request: SampleRequest) -> None:
         self._rollouts, self._verifiers, self._request = rollouts, verifiers, request
-        self._takes: dict[ray.ObjectRef, int] = {}
-        self._scores: dict[ray.ObjectRef, int] = {}
+        self._takes: dict[ray.ObjectRef, ActorHandle] = {}
+        self._scores: dict[ray.ObjectRef, tuple[ActorHandle, Group]] = {}
         self.under_way = 0
         self.last_sampled: float | None = None
 
     def submit(self, prompts: list[Prompt]) -> None:
         """Hand prompts to the workers, and ask every worker that owes some for what it finishes."""
-        self._rollouts.submit(prompts, self._request)
         self.under_way += len(prompts)
-        self._takes |= self._rollouts.take(besides=self._takes.values())
+        self._send(prompts)
 
     def wait(self, deadline: Deadline, seconds: float | None = None) -> list[Group]:
         """Wait for the next news, at most `seconds`; the groups that have their verdicts with it, if any."""
         done: list[Group] = []
         for reference in self._next(deadline, seconds):
-            (answer,) = wait_for([reference], deadline.left, "A rollout worker or verifier", OPTION)
-            if reference in self._scores:
-                self._verifiers.scored(self._scores.pop(reference))
-                self.under_way -= 1
-                done.append(answer)
-                continue
-            worker = self._takes.pop(reference)
-            self._scores.update(self._verifiers.score(group) for group in answer)
-            self.last_sampled = time.monotonic()
-            if self._rollouts.delivered(worker, len(answer)):
-                self._takes[self._rollouts.take_from(worker)] = worker
+            if reference in self._takes:
+                self._taken(reference)
+            else:
+                done += self._scored(reference)
         return done
+
+    def _send(self, prompts: list[Prompt]) -> None:
+        self._rollouts.submit(prompts, self._request)
+        self._takes |= self._rollouts.take(besides=self._takes.values())
+
+    def _taken(self, reference: ray.ObjectRef) -> None:
+        """Groups that were sampled go to the verifiers; a lost worker's prompts go to others, with the same seeds."""
+        worker = self._takes.pop(reference)
+        try:
+            (groups,) = wait_for([reference], READY_SECONDS, "A rollout worker (take)", OPTION)
+        except ActorLost as error:
+            self._send(self._rollouts.replaced(worker, error))
+            return
+        for group in self._rollouts.delivered(worker, groups):
+            self._score(group)
+        self.last_sampled = time.monotonic()
+        if self._rollouts.owes(worker):
+            self._takes[self._rollouts.take_from(worker)] = worker
+
+    def _score(self, group: Group) -> None:
+        reference, verifier = self._verifiers.score(group)
+        self._scores[reference] = (verifier, group)
+
+    def _scored(self, reference: ray.ObjectRef) -> list[Group]:
+        verifier, group = self._scores.pop(reference)
+        try:
+            (answer,) = wait_for([reference], READY_SECONDS, "A verifier (score)", OPTION)
+        except ActorLost as error:
+            self._verifiers.replaced(verifier, error)
+            self._score(group)
+            return []
+        self._verifiers.scored(verifier)
+        self.under_way -= 1
+        return [answer]
 
     def _next(self, deadline: Deadline, seconds: float | None) -> list[ray.ObjectRef]:
         timeout = deadline.left if seconds is None else min(seconds, deadline.left)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from actors.crew import OPTION
 from actors.sampling import Flight, Sampled
 from actors.waiting import Deadline, late
 from configs.errors import RunError
@@ -17,7 +18,6 @@ from data.sampler import PromptSampler
 
 TICK_SECONDS = 0.02  # how soon a place that has become free is filled
 CLOSE_SECONDS = 10.0
-OPTION = "cluster.deadline_seconds"
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,25 @@ class SampleStream:
     free when the weights they led to have been pushed; so at most max_staleness batches are trained
     between a prompt's admission and its own training. What is too old all the same is dropped and counted.
 
-    version: the workers' policy version. What the thread raises, `take` raises.
+    pushed: the newest versions that the workers had, theirs last. buffered: groups that had finished when the run
+    was interrupted, which are not sampled again. What the thread raises, `take` raises.
     """
 
-    def __init__(self, flight: Flight, sampler: PromptSampler, version: int, options: StreamOptions) -> None:
+    def __init__(
+        self,
+        flight: Flight,
+        sampler: PromptSampler,
+        pushed: Sequence[int],
+        options: StreamOptions,
+        buffered: Sequence[Group] = (),
+    ) -> None:
         self.cursor = sampler.cursor  # the next visit to hand out, from which a resumed run samples again
         self._flight, self._sampler, self._options = flight, sampler, options
         self._held = 0
         self._taken = 0  # of those held: handed out since the last push
-        self._finished: dict[int, Group] = {}
-        self._pushed = deque([version], maxlen=1 + options.max_staleness)
+        self._sampled: set[int] = set()  # the visits being sampled or judged
+        self._finished = {group.prompt.visit: group for group in buffered}
+        self._pushed = deque(pushed, maxlen=1 + options.max_staleness)
         self._admitting, self._closed = True, False
         self._busy_seconds = 0.0
         self._failure: BaseException | None = None
@@ -93,6 +102,17 @@ class SampleStream:
             self._held -= self._taken
             self._taken = 0
             self._news.notify_all()
+
+    def balance(self) -> tuple[int, int]:
+        """Prompts handed out, and how many of them are being sampled or judged, or wait for `take`."""
+        with self._news:
+            waiting = sum(visit < self._sampler.cursor for visit in self._finished)
+            return self._sampler.cursor, len(self._sampled) + waiting
+
+    def ahead(self) -> tuple[tuple[int, ...], list[Group]]:
+        """What a checkpoint keeps: the versions in `pushed`, and the groups that wait, in visit order."""
+        with self._news:
+            return tuple(self._pushed), [self._finished[visit] for visit in sorted(self._finished)]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -148,7 +168,10 @@ class SampleStream:
         with self._news:
             if room := self._room():
                 self._held += room
-                self._flight.submit(self._sampler.take(room))
+                prompts = [p for p in self._sampler.take(room) if p.visit not in self._finished]
+                self._sampled.update(prompt.visit for prompt in prompts)
+                self._news.notify_all()  # whoever waits for one that had finished before
+                self._flight.submit(prompts)
             elif not self._flight.under_way and not self._closed:
                 self._news.wait(1.0)
 
@@ -161,7 +184,9 @@ class SampleStream:
                 now = time.monotonic()
                 self._busy_seconds += now - last
                 last = now
-                self._finished |= {group.prompt.visit: group for group in groups}
+                for group in groups:
+                    self._sampled.remove(group.prompt.visit)
+                    self._finished[group.prompt.visit] = group
                 if groups:
                     self._news.notify_all()
                 if groups or self._room():

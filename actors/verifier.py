@@ -46,6 +46,9 @@ class Verifier:
         gold = prompt.problem.answer
         return Case(completion.text, gold, self._tags, length, prompt.prefill, self._settings)
 
+    def heartbeat(self) -> None:
+        """Nothing; that it answers is the news."""
+
     def close(self) -> None:
         """End the judge; nothing is left running."""
         self._judge.close()

@@ -12,15 +12,21 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from configs.errors import RunError, UsageError
 
 
-def wait_for(references: Sequence[ray.ObjectRef], seconds: float, who: str, option: str) -> list[Any]:
-    """The answers of all references. RunError, naming `who` and the deadline's `option`, if one is late
-    or its actor has died; an error of ours raised over there is raised here as it was."""
+class ActorLost(RunError):
+    """An actor is of no more use: its process died, or what it hosts failed. Another can take its place."""
+
+
+def wait_for(
+    references: Sequence[ray.ObjectRef], seconds: float, who: str, option: str, lost: type[RunError] = ActorLost
+) -> list[Any]:
+    """The answers of all references. RunError, naming `who` and the deadline's `option`, if one is late;
+    `lost` if its actor has died; an error of ours raised over there is raised here as it was."""
     try:
         return ray.get(list(references), timeout=seconds)
     except GetTimeoutError:
         raise RunError(late(who, seconds, option)) from None
     except RayActorError as error:
-        raise RunError(f"{who} has died: {_cause(error)} {WHERE_LOGS_ARE}") from None
+        raise lost(f"{who} has died: {_cause(error)} {WHERE_LOGS_ARE}") from None
     except RayTaskError as error:
         if isinstance(error.cause, RunError | UsageError):
             raise type(error.cause)(*error.cause.args) from None

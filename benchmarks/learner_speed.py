@@ -59,7 +59,7 @@ class Size:
 
 def small_model() -> LlamaForCausalLM:
     """The quickstart's."""
-    return build_llama(WarmStart(hidden_size=160, layers=3, heads=5), build_tokenizer())
+    return build_llama(WarmStart(hidden_size=160, layers=3), build_tokenizer())
 
 
 def small_completions(groups: int = 32) -> list[Completion]:

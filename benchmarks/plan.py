@@ -56,7 +56,7 @@ def settings_of(size: str, folder: Path) -> list[str]:
     """The run's recipe and options; a model of that size is written to the folder if none is at hand."""
     settings = list(SIZES[size])
     if size == "34M":
-        write_random_model(folder / "model", WarmStart(hidden_size=512, layers=10, heads=8))
+        write_random_model(folder / "model", WarmStart(hidden_size=512, layers=10))
         settings.append(f"model.name={folder / 'model'}")
     return settings
 

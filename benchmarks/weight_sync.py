@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from actors.restarts import Restarts
 from benchmarks.harness import RESULTS, Spread, measure, record
 from benchmarks.learner_speed import small_model
 from cluster.nodes import nodes_for_actors
@@ -52,7 +53,7 @@ def start(model: Path) -> Actors:
         "learner": {"threads": 1},
     }
     config = Config.model_validate(sections)
-    actors = start_actors(config, place(config, nodes_for_actors()), model, model, version=0)
+    actors = start_actors(config, place(config, nodes_for_actors()), model, model, 0, model, Restarts(print), print)
     connect_weights(config, actors)
     return actors
 

@@ -20,12 +20,15 @@ from cluster.learner_group import LearnerGroup
 from configs.errors import RunError, UsageError
 
 MANIFEST = "manifest.json"
+BUFFER = "buffer.parquet"
 
 
 @dataclass(frozen=True)
 class LoopState:
     """What the loop itself must keep: steps done, the sampler's cursor, the policy version, ranks and stage.
 
+    trained, stale, flat: what became of the prompts before the cursor (see `Account`). pushed: sampling ahead, the
+    policy versions that a group may still have begun with; the groups that waited are in the file `BUFFER`.
     reference: name of the reference policy's folder (None: the initial model); rewards_since_reset: what
     `ReferenceResets` has seen since. accuracy, accuracy_strict: on the held-out problems, None where the
     policy of this step was not evaluated.
@@ -40,6 +43,10 @@ class LoopState:
     rewards_since_reset: tuple[float, ...] = ()
     accuracy: float | None = None
     accuracy_strict: float | None = None
+    trained: int = 0
+    stale: int = 0
+    flat: int = 0
+    pushed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,19 @@ class Checkpoints:
         self._sealed = sealed
         self._under_way: tuple[Path, LoopState] | None = None
 
-    def begin(self, learner: LearnerGroup, state: LoopState) -> None:
-        """Copy the state; the ranks write it in the background. A save still under way is finished first."""
+    def begin(
+        self, learner: LearnerGroup, state: LoopState, write_more: Callable[[Path], None] = lambda folder: None
+    ) -> None:
+        """Copy the state; the ranks write it in the background. A save still under way is finished first.
+
+        write_more: puts small files of the loop's own into the folder.
+        """
         self.poll(learner, wait=True)
         folder = self.folder / f"step_{state.step:06d}"
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
+        write_more(folder)
         learner.begin_save(folder)
         self._under_way = (folder, state)
 
@@ -150,7 +163,8 @@ def load_state(checkpoint: Path) -> LoopState:
 def state_of(checkpoint: Path) -> LoopState:
     """The loop's state in a checkpoint, as its manifest has it; no file is checked."""
     state = json.loads((checkpoint / MANIFEST).read_text())["state"]
-    return LoopState(**{**state, "rewards_since_reset": tuple(state["rewards_since_reset"])})
+    lists = {name: tuple(value) for name, value in state.items() if isinstance(value, list)}
+    return LoopState(**{**state, **lists})
 
 
 def step_of(checkpoint: Path) -> int:

@@ -87,6 +87,7 @@ def sample(subjects: Sequence[Subject], request: Request, say: Say) -> int | Non
 def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say: Say) -> int | None:
     """Tasks whose gold answers are of one kind, by rollout workers of their own and verifiers for that kind."""
     from actors.engine import Sampling
+    from actors.restarts import Restarts
     from actors.rollout_worker import SampleRequest
     from cluster.engine_fit import check_kv_cache
     from cluster.interrupts import Interrupts
@@ -102,7 +103,7 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
     placement = place(config, nodes_for_actors())
     check_kv_cache(config, subject.path, placement.on_gpus)
     say(f"starting vLLM with {subject.path} in {workers} rollout workers")
-    actors = start_actors(config, placement, subject.path, subject.path, version=0)
+    actors = start_actors(config, placement, subject.path, subject.path, 0, subject.path, Restarts(say), say)
     sampling = Sampling(request.temperature, rollout.max_completion_tokens, top_p=request.top_p)
     samplers = Samplers(
         rollouts=actors.rollouts,

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayTaskError
 
+from actors.crew import OPTION
 from actors.waiting import wait_for
+from cluster.heartbeats import HEALTH
+from configs.errors import RunError
 from learner.batching import Sequence
 from learner.rank import with_old_logprobs
+
+ALIVE_SECONDS = 10.0
+
+
+class LearnerLost(RunError):
+    """A learner rank has died, and with it what the others hold is worth nothing: all go back to a checkpoint."""
 
 
 class LearnerGroup:
@@ -19,11 +30,23 @@ class LearnerGroup:
     def __init__(self, ranks: list[ActorHandle], deadline_seconds: float) -> None:
         self.ranks = ranks
         self._deadline_seconds = deadline_seconds
+        self._lock = threading.Lock()
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """The answers of all ranks, in the order of ranks."""
-        references = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
-        return wait_for(references, self._deadline_seconds, f"A learner rank ({method})", "cluster.deadline_seconds")
+        """The answers of all ranks, in the order of ranks. LearnerLost if one has died."""
+        with self._lock:  # whichever thread calls, all ranks get the calls in the same order
+            references = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
+        who = f"A learner rank ({method})"
+        try:
+            return wait_for(references, self._deadline_seconds, who, OPTION, lost=LearnerLost)
+        except RayTaskError:
+            self._check_alive()  # the others fail, each in its own way, when one leaves them in a collective
+            raise
+
+    def _check_alive(self) -> None:
+        references = [rank.heartbeat.options(concurrency_group=HEALTH).remote() for rank in self.ranks]
+        ray.wait(references, num_returns=len(references), timeout=ALIVE_SECONDS)
+        wait_for(references, ALIVE_SECONDS, "A learner rank (heartbeat)", OPTION, lost=LearnerLost)
 
     def update(self, sequences: list[Sequence], on_policy: bool) -> dict[str, float]:
         """One optimizer step on one update batch; its metrics."""

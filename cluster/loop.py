@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
-from ray import ObjectRef
 
 from actors.engine import Sampling
+from actors.restarts import Restarts
+from actors.rollout_pool import Probes
 from actors.rollout_worker import SampleRequest
 from actors.sampling import OnDemand, Sampled
 from actors.stream import SampleStream
-from cluster.checkpoints import Checkpoints, LoopState, state_of
+from cluster.account import Account
+from cluster.checkpoints import BUFFER, Checkpoints, LoopState, state_of
 from cluster.interrupts import Interrupts
 from cluster.metrics import group_metrics, staleness_metrics
 from cluster.progress import Display
@@ -27,6 +29,7 @@ from configs.errors import RunError
 from configs.schema import Config
 from data.hashing import stable_hash
 from data.records import Group, Prompt
+from data.rollouts import write_groups
 from data.sampler import PromptSampler
 from evaluation.accuracy import Accuracy, measure_accuracy
 from learner.batching import Sequence
@@ -45,6 +48,8 @@ class Run:
     actors: Actors
     sampler: PromptSampler
     samples: OnDemand | SampleStream
+    account: Account
+    restarts: Restarts
     turns: Turns
     held_out: list[Prompt]
     checkpoints: Checkpoints
@@ -55,17 +60,21 @@ class Run:
     values: OptimalValues | None = None
     version: int = 0
     evaluated: tuple[int, Accuracy] | None = None  # the last evaluation, and the step it was made after
-    probes: list[ObjectRef] = field(default_factory=list)  # what the workers sample right after the last push
+    probes: Probes | None = None  # what the workers sample right after the last push
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a loop ended: steps done, first and last evaluation, and the exit code of an interruption."""
+    """How a loop ended: steps done, first and last evaluation, the exit code of an interruption.
+
+    facts: what else status.json says.
+    """
 
     step: int
     before: Accuracy | None
     after: Accuracy | None
     exit_code: int | None
+    facts: Mapping[str, Any]
 
 
 def train_loop(run: Run, done: int, interrupts: Interrupts, take_step: Callable[[Run, int], None]) -> Outcome:
@@ -77,19 +86,23 @@ def train_loop(run: Run, done: int, interrupts: Interrupts, take_step: Callable[
         if interrupts.exit_code is not None:
             return _interrupted(run, step - 1, before, after, interrupts.exit_code)
         take_step(run, step)
+        run.account.check(*run.samples.balance())
+        run.restarts.progress(step)
         last = step == config.training.steps
         if last or (config.evaluation.every and step % config.evaluation.every == 0):
             after = evaluate(run, step)
         if last or (config.checkpoint.every and step % config.checkpoint.every == 0):
-            run.checkpoints.begin(run.actors.learner, loop_state(run, step))
+            checkpoint(run, step)
     run.checkpoints.poll(run.actors.learner, wait=True)
-    return Outcome(config.training.steps, before, after, None)
+    return Outcome(config.training.steps, before, after, None, supervision_facts(run))
 
 
 def train_step(run: Run, step: int) -> None:
     """One step as the data sees it: sample, verify, order, learn, push. Asynchronous, the first three are ahead."""
     config, clock = run.config, Clock()
     sampled = sample_batch(run)
+    groups = trained_groups(config, sampled.groups, step)
+    run.account.note(trained=len(groups), stale=sampled.dropped, flat=len(sampled.groups) - len(groups))
     clock.add("wait", clock.lap())
     clock.add("sample", sampled.sample_seconds)
     clock.add("verify", sampled.verify_seconds)
@@ -99,7 +112,7 @@ def train_step(run: Run, step: int) -> None:
     clock.lap()
     run.turns.learning()
     probed = check_push(run)
-    learned = learn(run.actors.learner, config, trained_groups(config, sampled.groups, step), run.values)
+    learned = learn(run.actors.learner, config, groups, run.values)
     clock.add("update", clock.lap())
     if learned["policy/updates"]:
         run.version += int(learned["policy/updates"])
@@ -197,7 +210,7 @@ def push(run: Run, prompt: Prompt) -> dict[str, float]:
 
     Seconds of the push's parts.
     """
-    seconds = run.actors.learner.sync_weights()
+    seconds = run.actors.rollouts.push(run.actors.learner.sync_weights)
     if run.config.cluster.resolved_max_staleness:
         run.probes = run.actors.rollouts.begin_probe(prompt, probe_request(run.config))
     return seconds
@@ -206,9 +219,9 @@ def push(run: Run, prompt: Prompt) -> dict[str, float]:
 def check_push(run: Run) -> dict[str, float]:
     """Asynchronous, no batch is sampled by the newest weights alone: the probes are. Their difference from the
     learner's log-probs, in the place of the batch's; RunError over the limit."""
-    if not run.probes:
+    if run.probes is None:
         return {}
-    probes, run.probes = run.actors.rollouts.probed(run.probes), []
+    probes, run.probes = run.actors.rollouts.probed(run.probes), None
     mean, worst = difference(run.actors.learner.with_old_logprobs(probe_sequences(probes, run.version)))
     check_logprobs(mean, worst, run.config.rollout.logprob_diff, run.version)
     return {"rollout/logprob_diff": mean, "rollout/logprob_diff_max": worst}
@@ -240,7 +253,8 @@ def report(run: Run, step: int, metrics: Mapping[str, float]) -> None:
     record(run, step, metrics)
     run.display.step(step, metrics)
     best = best_facts(run.checkpoints)
-    run.folder.write_status("running", step=step, steps=run.config.training.steps, version=run.version, **best)
+    facts = {"step": step, "steps": run.config.training.steps, "version": run.version, **best}
+    run.folder.write_status("running", **facts, **supervision_facts(run))
 
 
 def record(run: Run, step: int, metrics: Mapping[str, float]) -> None:
@@ -249,10 +263,25 @@ def record(run: Run, step: int, metrics: Mapping[str, float]) -> None:
         run.tensorboard.write(step, metrics)
 
 
+def supervision_facts(run: Run) -> dict[str, Any]:
+    """The account of prompts, and how many restarts there were in this process."""
+    return {"prompts": run.account.facts(), "restarts": run.restarts.total}
+
+
 def best_facts(checkpoints: Checkpoints) -> dict[str, Any]:
     """`best` for status.json, once there is one."""
     best = checkpoints.best()
     return {} if best is None else {"best": best.facts()}
+
+
+def checkpoint(run: Run, step: int) -> None:
+    """Begin to save; what was sampled ahead goes with it."""
+    pushed, buffered = run.samples.ahead()
+    run.checkpoints.begin(
+        run.actors.learner,
+        replace(loop_state(run, step), pushed=pushed),
+        lambda folder: write_groups(folder / BUFFER, buffered) if pushed else None,
+    )
 
 
 def loop_state(run: Run, step: int) -> LoopState:
@@ -261,6 +290,9 @@ def loop_state(run: Run, step: int) -> LoopState:
     return LoopState(
         step=step,
         cursor=run.samples.cursor,
+        trained=run.account.trained,
+        stale=run.account.stale,
+        flat=run.account.flat,
         version=run.version,
         learner_ranks=cluster.learner_ranks,
         zero_stage=learner.zero_stage,
@@ -316,6 +348,6 @@ def _interrupted(run: Run, step: int, before: Accuracy | None, after: Accuracy |
     run.checkpoints.poll(run.actors.learner, wait=True)  # this very step's may be under way
     newest = run.checkpoints.newest()
     if step > 0 and (newest is None or newest.name != f"step_{step:06d}"):
-        run.checkpoints.begin(run.actors.learner, loop_state(run, step))
+        checkpoint(run, step)
     run.checkpoints.poll(run.actors.learner, wait=True)
-    return Outcome(step, before, after, exit_code)
+    return Outcome(step, before, after, exit_code, supervision_facts(run))

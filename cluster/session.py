@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from actors.sampling import Flight, OnDemand, Sampled, sample_and_verify
-from actors.stream import SampleStream, StreamOptions
+from actors.restarts import Restarts
+from cluster.account import Account
+from cluster.attempt import BEFORE_THE_START, Start, attempt
 from cluster.checkpoints import Checkpoints, LoopState, load_state
-from cluster.curation import make_sampler
 from cluster.engine_fit import check_kv_cache
-from cluster.interrupts import Interrupts
 from cluster.jobs import current_job, stop_notice
-from cluster.loop import Outcome, Run, best_facts, sample_request, train_loop, train_step
+from cluster.learner_group import LearnerLost
+from cluster.loop import Outcome, best_facts
 from cluster.materials import Materials, Say, prepare
 from cluster.mirror import mirrored
 from cluster.model_on_nodes import provide_model
 from cluster.nodes import nodes_for_actors
-from cluster.optimal_values import RewardFile, beside_dataset, optimal_values
 from cluster.placement import Placement, place
 from cluster.preflight import check_disk, check_nodes
 from cluster.progress import Display
 from cluster.ray_session import ray_session
-from cluster.reference import ReferenceResets, References
 from cluster.run_folder import RunFolder
 from cluster.run_place import RunPlace, leave, new_place, resumed_place
-from cluster.start import Actors, connect_weights, start_actors
-from cluster.supervised import supervised_step
-from cluster.tensorboard import TensorBoard
-from cluster.turns import Turns
 from configs.errors import UsageError
 from configs.loading import dump_config
 from configs.schema import Config
-from data.hashing import stable_hash
-from data.records import Prompt
-from data.sampler import PromptSampler
-from learner.from_groups import OptimalValues
 
 
 @dataclass(frozen=True)
@@ -116,97 +106,28 @@ def _train(
     display: Display,
     placement: Placement,
 ) -> Outcome:
-    state = resumed.state if resumed else LoopState(0, 0, 0, config.cluster.learner_ranks, config.learner.zero_stage)
-    display.say(f"starting vLLM and DeepSpeed with {resumed.checkpoint if resumed else materials.model_path}")
-    start = resumed.checkpoint if resumed else materials.model_path
-    references = References(folder.references, materials.model_path, state.reference)
-    actors = start_actors(config, placement, start, references.path, state.version)
-    tensorboard = _tensorboard(config, folder, state.step)
-    try:
-        if resumed:
-            actors.learner.call("load_trainer_state", resumed.checkpoint / "trainer")
-        connect_weights(config, actors)
-        values = _optimal_values(config, materials, folder, actors, display, state.step)
-        sampler = make_sampler(config, materials.train, state.cursor)
-        run = Run(
-            config=config,
-            folder=folder,
-            actors=actors,
-            sampler=sampler,
-            samples=_samples(config, actors, sampler, state),
-            turns=Turns(actors.rollouts, actors.learner, actors.device == "cuda" and placement.kind == "colocated"),
-            held_out=materials.held_out,
-            checkpoints=Checkpoints(folder.checkpoints, config.checkpoint.keep, folder.changed),
-            tensorboard=tensorboard,
-            display=display,
-            references=references,
-            resets=ReferenceResets(config.learner, state.rewards_since_reset),
-            values=values,
-            version=state.version,
-        )
-        return _loop(run, state.step)
-    finally:
-        if tensorboard is not None:
-            tensorboard.close()
-        actors.stop()
-
-
-def _optimal_values(
-    config: Config, materials: Materials, folder: RunFolder, actors: Actors, display: Display, done: int
-) -> OptimalValues | None:
-    if config.learner.objective != "a_star_po":
-        return None
-    if done:  # the initial policy is gone, and the run's folder has its values
-        return optimal_values(config, materials.train, folder.optimal_values, None, None, display.say)
-    # No part of the run's seed: the values are the problems' own, whichever run sampled them.
-    request = replace(
-        sample_request(config), completions=config.learner.a_star_samples, seed=stable_hash("optimal values")
-    )
-
-    def sample(prompts: list[Prompt]) -> Sampled:
-        return sample_and_verify(actors.rollouts, actors.verifiers, prompts, request, config.cluster.deadline_seconds)
-
-    shared = RewardFile(beside_dataset(config, materials.model_path))
-    return optimal_values(config, materials.train, folder.optimal_values, shared, sample, display.say)
-
-
-def _samples(config: Config, actors: Actors, sampler: PromptSampler, state: LoopState) -> OnDemand | SampleStream:
-    """On-policy, sampling on demand; with staleness allowed, a stream that samples ahead."""
-    request, seconds = sample_request(config), config.cluster.deadline_seconds
-    if not config.cluster.resolved_max_staleness:
-        return OnDemand(actors.rollouts, actors.verifiers, request, sampler, seconds)
-    prompts, left = config.rollout.prompts_per_batch, config.training.steps - state.step
-    options = StreamOptions(
-        max_staleness=config.cluster.resolved_max_staleness,
-        prompts_per_batch=prompts,
-        last_visit=None if config.rollout.refill_rounds else sampler.cursor + left * prompts,
-        deadline_seconds=seconds,
-    )
-    return SampleStream(Flight(actors.rollouts, actors.verifiers, request), sampler, state.version, options)
-
-
-def _loop(run: Run, done: int) -> Outcome:
-    run.display.start(done, run.config.training.steps)
-    run.turns.sampling()
-    try:
-        with Interrupts() as interrupts:
-            take_step = supervised_step if run.config.learner.supervised else train_step
-            return train_loop(run, done, interrupts, take_step)
-    finally:
-        run.samples.close()
-        run.display.stop()
-
-
-def _tensorboard(config: Config, folder: RunFolder, done: int) -> TensorBoard | None:
-    if not config.telemetry.tensorboard:
-        return None
-    return TensorBoard(folder.tensorboard, rewound_to=done or None)
+    """Train to the end. When a learner rank is lost, everything goes back to the newest checkpoint, or the start."""
+    first = LoopState(0, 0, 0, config.cluster.learner_ranks, config.learner.zero_stage)
+    start = Start(resumed.checkpoint, resumed.state) if resumed else Start(None, first)
+    account = Account(start.state.trained, start.state.stale, start.state.flat)
+    restarts = Restarts(display.say)
+    while True:
+        try:
+            return attempt(config, materials, folder, start, display, placement, account, restarts)
+        except LearnerLost as error:
+            restarts.allow("The learner", str(error))
+        newest = Checkpoints(folder.checkpoints, config.checkpoint.keep).newest()
+        start = Start(newest, load_state(newest) if newest else first, again=True)
+        account.rewind(start.state)
+        folder.rewind(start.state.step if newest else BEFORE_THE_START)
+        display.say(f"everything goes back to {newest.name if newest else 'the start'}")
+        placement = place(config, nodes_for_actors())
 
 
 def _record(config: Config, folder: RunFolder, place: RunPlace, outcome: Outcome) -> None:
     """How the run ended, in status.json."""
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
-    steps = {"step": outcome.step, "steps": config.training.steps, **best_facts(checkpoints)}
+    steps = {"step": outcome.step, "steps": config.training.steps, **best_facts(checkpoints), **outcome.facts}
     if outcome.exit_code is None:
         folder.write_status("finished", **steps)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,15 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from actors.crew import OPTION, Crew
 from actors.engine import BLOCK_SIZE, Device, EngineOptions, environment
+from actors.restarts import Restarts
 from actors.rollout_pool import RolloutPool
 from actors.rollout_worker import RolloutWorker
 from actors.verifier import Verifier
 from actors.verifier_pool import VerifierPool
 from actors.waiting import wait_for
+from cluster.heartbeats import Heartbeats, watched
 from cluster.learner_group import LearnerGroup
 from cluster.placement import Placement
 from cluster.reservation import Reservation
@@ -40,9 +43,13 @@ class Actors:
     learner: LearnerGroup
     reservation: Reservation
     device: Device
+    heartbeats: Heartbeats
 
     def stop(self) -> None:
         """End every actor; whoever does not close in time is killed all the same."""
+        self.heartbeats.close()
+        self.rollouts.crew.close()
+        self.verifiers.crew.close()
         actors = [*self.verifiers.verifiers, *self.learner.ranks, *self.rollouts.workers]
         ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=CLOSE_SECONDS)
         for actor in actors:
@@ -50,45 +57,73 @@ class Actors:
         self.reservation.release()
 
 
-def start_actors(config: Config, placement: Placement, model_path: Path, reference_path: Path, version: int) -> Actors:
-    """All actors, side by side, ready to work; an evaluation's placement has no learner ranks.
+def start_actors(
+    config: Config,
+    placement: Placement,
+    model_path: Path,
+    reference_path: Path,
+    version: int,
+    base_path: Path,
+    restarts: Restarts,
+    say: Callable[[str], None],
+) -> Actors:
+    """All actors, side by side, ready to work, and watched; an evaluation's placement has no learner ranks.
 
-    model_path: the weights to begin with, of policy `version`; reference_path: the initial model's.
-    RunError naming who did not come up in time.
+    model_path: the weights to begin with, of policy `version`; reference_path: the initial model's; base_path: what
+    a rollout worker that is started again loads before it gets the current weights. RunError naming who did not
+    come up in time.
     """
     reservation = Reservation(placement)
     try:
         device = reservation.device
-        rollouts = [
-            start_rollout(config, reservation.options(seat), model_path, version, device) for seat in placement.rollouts
-        ]
-        verifiers = [start_verifier(config, reservation.options(seat)) for seat in placement.verifiers]
-        ranks = _ranks(config, placement, reservation, model_path, reference_path)
         seconds = config.cluster.deadline_seconds
-        for who, actors in (("rollout worker", rollouts), ("learner rank", ranks), ("verifier", verifiers)):
+
+        def rollout(place: int, path: Path = base_path) -> ActorHandle:
+            return start_rollout(config, reservation.options(placement.rollouts[place]), path, version, device)
+
+        def verifier(place: int) -> ActorHandle:
+            return start_verifier(config, reservation.options(placement.verifiers[place]))
+
+        workers = [rollout(place, model_path) for place in range(len(placement.rollouts))]
+        rollouts = Crew("rollout worker", workers, seconds, rollout, restarts)
+        places = range(len(placement.verifiers))
+        verifiers = Crew("verifier", [verifier(place) for place in places], seconds, verifier, restarts)
+        ranks = _ranks(config, placement, reservation, model_path, reference_path)
+        for who, actors in ((rollouts.kind, workers), ("learner rank", ranks), (verifiers.kind, verifiers.actors)):
             references = [actor.ready.remote() for actor in actors]
-            wait_for(references, seconds, f"A {who} (starting)", "cluster.deadline_seconds")
+            wait_for(references, seconds, f"A {who} (starting)", OPTION)
     except BaseException:  # whatever kept an actor from coming up, the resources are free again
         reservation.release()
         raise
-    pools = RolloutPool(rollouts, seconds), VerifierPool(verifiers), LearnerGroup(ranks, seconds)
-    return Actors(*pools, reservation, device)
+    members = {rollouts.kind: rollouts.ready, verifiers.kind: verifiers.ready, "learner rank": lambda: ranks}
+    heartbeats = Heartbeats(config.cluster.heartbeat_seconds, members, say)
+    pools = RolloutPool(rollouts), VerifierPool(verifiers), LearnerGroup(ranks, seconds)
+    return Actors(*pools, reservation, device, heartbeats)
 
 
 def connect_weights(config: Config, actors: Actors) -> None:
-    """Give the learner its way to the rollout workers."""
-    actors.learner.call("connect", weight_sender(config, actors.rollouts, actors.device))
+    """Give the learner its way to the rollout workers, and the pool a way to have the weights sent anew."""
+
+    def connect() -> None:
+        actors.learner.call("connect", weight_sender(config, actors.rollouts, actors.device))
+
+    def renew() -> dict[str, float]:
+        connect()
+        return actors.learner.sync_weights()
+
+    connect()
+    actors.rollouts.renew = renew
 
 
 def weight_sender(config: Config, rollouts: RolloutPool, device: Device = "cpu") -> WeightSender:
     """The learner's end of the transport that `engine_options` gives the workers."""
     transport = transport_of(device, config.cluster.resolved_placement)
-    bucket_bytes = config.cluster.sync_bucket_mb * MIB
+    bucket_bytes, call = config.cluster.sync_bucket_mb * MIB, rollouts.calls().weight_transfer
     if transport == SHARED_MEMORY:
-        return SharedMemorySender(rollouts.weight_transfer, bucket_bytes)
+        return SharedMemorySender(call, bucket_bytes)
     if transport == CUDA_IPC:
-        return CudaIpcSender(rollouts.weight_transfer, bucket_bytes)
-    return NcclSender(rollouts.weight_transfer, bucket_bytes, len(rollouts.workers), config.rollout.tensor_parallel)
+        return CudaIpcSender(call, bucket_bytes)
+    return NcclSender(call, bucket_bytes, len(rollouts.workers), config.rollout.tensor_parallel)
 
 
 def engine_options(config: Config, model_path: Path, device: Device = "cpu") -> EngineOptions:
@@ -114,13 +149,13 @@ def start_rollout(
 ) -> ActorHandle:
     """A rollout worker. where: `.options()` that say what of Ray's resources it takes."""
     options = {"max_concurrency": CONCURRENT_CALLS, "runtime_env": {"env_vars": environment(device)}}
-    actor = ray.remote(RolloutWorker).options(**options, **where)
+    actor = watched(RolloutWorker).options(**options, **where)
     return actor.remote(engine_options(config, model_path, device), config.cluster.deadline_seconds, version)
 
 
 def start_verifier(config: Config, where: Mapping[str, Any]) -> ActorHandle:
     """A verifier, likewise."""
-    actor = ray.remote(Verifier).options(**where)
+    actor = watched(Verifier).options(**where)
     return actor.remote(config.rewards, config.rollout.max_completion_tokens)
 
 
@@ -131,7 +166,7 @@ def _ranks(
         return []
     address, port = reservation.address(placement.ranks[0])
     threads = {"OMP_NUM_THREADS": str(placement.learner_threads)}
-    actor = ray.remote(LearnerRank)
+    actor = watched(LearnerRank)
     return [
         actor.options(runtime_env={"env_vars": threads}, **reservation.options(seat)).remote(
             config,

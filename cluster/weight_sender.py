@@ -90,6 +90,7 @@ class WeightSender(ABC):
         self._call = call
         self._bucket_bytes = bucket_bytes
         self._watch = Stopwatch()
+        self._walk: Iterator[NamedTensors] = iter(())
 
     def open(self, weights: WholeWeights) -> None:
         """Meet the workers. weights: what every `send` sends."""
@@ -103,7 +104,13 @@ class WeightSender(ABC):
         gather (and merge adapters), copy, load (in the workers, the slowest of them), repack (the same)."""
         self._updates.version = version
         self._watch = Stopwatch()
-        self._send()
+        self._walk = iter(())
+        try:
+            self._send()
+        except BaseException:
+            for _ in self._walk:  # the other ranks gather to the end, and would wait for this one
+                pass
+            raise
         return {**self._watch.seconds, **self._updates.seconds}
 
     @property
@@ -118,7 +125,10 @@ class WeightSender(ABC):
 
     def _gathered(self) -> Iterator[NamedTensors]:
         """The buckets, on every rank."""
-        buckets = self._weights.buckets(self._plan)
+        self._walk = self._timed(self._weights.buckets(self._plan))
+        return self._walk
+
+    def _timed(self, buckets: Iterator[NamedTensors]) -> Iterator[NamedTensors]:
         while True:
             with self._watch.part("gather"):
                 bucket = next(buckets, None)

@@ -34,28 +34,23 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)  # of vLLM's CPU attention
+HEAD_WIDTH = 32  # the smallest that vLLM's CPU attention takes
 
 
 class WarmStart(Section):
     """Supervised warm start of the small built-in model; other models ignore it."""
 
-    hidden_size: int = Field(128, ge=16, description="Width of the small Llama.")
+    hidden_size: int = Field(
+        128, ge=HEAD_WIDTH, multiple_of=HEAD_WIDTH, description=f"Width of the small Llama, {HEAD_WIDTH} for each head."
+    )
     layers: int = Field(4, ge=1, description="Number of transformer layers.")
-    heads: int = Field(4, ge=1, description="Number of attention heads; must divide hidden_size.")
     steps: int = Field(300, ge=1, description="Supervised steps.")
     batch_size: int = Field(64, ge=1, description="Problems per supervised step.")
     tied_embeddings: bool = Field(False, description="Share input embedding and output head.")
 
-    @model_validator(mode="after")
-    def _head_size_is_known_to_vllm(self) -> Self:
-        if self.hidden_size not in {size * self.heads for size in HEAD_SIZES}:
-            sizes = ", ".join(map(str, HEAD_SIZES))
-            raise ValueError(
-                f"model.warm_start.hidden_size={self.hidden_size} contradicts model.warm_start.heads={self.heads}: "
-                f"vLLM's CPU attention takes heads of width {sizes}; choose hidden_size = heads x one of these"
-            )
-        return self
+    @property
+    def heads(self) -> int:
+        return self.hidden_size // HEAD_WIDTH
 
 
 class Model(Section):
@@ -496,6 +491,9 @@ class Cluster(Section):
     )
     deadline_seconds: float = Field(
         1800.0, gt=0, description="Longest wait for an actor: to be ready, to sample a batch, to make an update."
+    )
+    heartbeat_seconds: float = Field(
+        20.0, gt=0, description="Time between two heartbeats; an actor that leaves one unanswered so long is killed."
     )
 
     @property

@@ -95,6 +95,9 @@ class LearnerRank:
         """The process id, once the constructor is through."""
         return os.getpid()
 
+    def heartbeat(self) -> None:
+        """Nothing; that it answers is the news."""
+
     # -- learning ---------------------------------------------------------------------------------
 
     def update(self, sequences: ListOf[Sequence], on_policy: bool) -> dict[str, float]:

@@ -99,7 +99,7 @@ def checked(sampled: float, version: int) -> dict[str, float]:
     probe = Group(Prompt(0, Problem("", "", ""), (1, 2)), (completion,))
     rollouts = SimpleNamespace(probed=lambda references: [probe])
     actors = SimpleNamespace(rollouts=rollouts, learner=Learner(-1.0))
-    run: Any = SimpleNamespace(probes=["asked"], version=3, actors=actors, config=Config())
+    run: Any = SimpleNamespace(probes="asked", version=3, actors=actors, config=Config())
     return check_push(run)
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import ray
 from ray.actor import ActorHandle
 
+from actors.crew import Crew
 from actors.engine import Sampling
 from actors.rollout_pool import RolloutPool
 from actors.rollout_worker import SampleRequest
@@ -28,11 +29,16 @@ from tests.small_run import SMALL, arguments
 REQUEST = SampleRequest(4, Sampling(1.0, 32), seed=3)
 
 
+def alone(actor: ActorHandle, seconds: float = 60.0) -> Crew:
+    """A crew of one that nobody replaces."""
+    return Crew("actor", [actor], seconds)
+
+
 class TimedVerifiers(VerifierPool):
     """A verifier pool that notes when each group was sent to be scored."""
 
-    def __init__(self, verifiers: list[ActorHandle]) -> None:
-        super().__init__(verifiers)
+    def __init__(self, crew: Crew) -> None:
+        super().__init__(crew)
         self.sent: list[tuple[float, int]] = []
 
     def score(self, group: Group) -> tuple[ray.ObjectRef, int]:
@@ -68,10 +74,10 @@ def test_groups_are_verified_while_others_generate_and_come_back_in_visit_order(
     actors: tuple[ActorHandle, ActorHandle], materials: Materials
 ) -> None:
     worker, verifier = actors
-    verifiers = TimedVerifiers([verifier])
+    verifiers = TimedVerifiers(alone(verifier))
     started = time.monotonic()
     prompts = materials.train[:12][::-1]
-    sampled = sample_and_verify(RolloutPool([worker], 60.0), verifiers, prompts, REQUEST, 60.0)
+    sampled = sample_and_verify(RolloutPool(alone(worker)), verifiers, prompts, REQUEST, 60.0)
     first_sent, last_sampled = verifiers.sent[0][0] - started, sampled.sample_seconds
     assert first_sent < 0.5 * last_sampled, "the first group must be judged long before the last is sampled"
     assert [group.prompt.visit for group in sampled.groups] == list(range(12))
@@ -85,7 +91,7 @@ def test_the_same_visits_give_the_same_completions_again(
     worker, verifier = actors
     texts = []
     for prompts in (materials.train[:6], materials.train[3:6]):
-        pools = RolloutPool([worker], 60.0), VerifierPool([verifier])
+        pools = RolloutPool(alone(worker)), VerifierPool(alone(verifier))
         groups = sample_and_verify(*pools, prompts, REQUEST, 60.0).groups
         texts.append({group.prompt.visit: [completion.text for completion in group.completions] for group in groups})
     assert all(texts[1][visit] == texts[0][visit] for visit in (3, 4, 5))
@@ -94,20 +100,22 @@ def test_the_same_visits_give_the_same_completions_again(
 class CountingRollouts(RolloutPool):
     """A rollout pool that notes how many prompts are under way after each submission."""
 
-    def submit(self, prompts: list[Prompt], request: SampleRequest) -> None:
+    def submit(self, prompts: Sequence[Prompt], request: SampleRequest) -> None:
         super().submit(prompts, request)
-        self.most = max(getattr(self, "most", 0), sum(self._owed.values()))
+        self.most = max(getattr(self, "most", 0), *(len(owed) for owed in self._owed.values()))
 
 
 def test_a_stream_asks_for_so_many_prompts_at_a_time_and_samples_the_same(
     actors: tuple[ActorHandle, ActorHandle], materials: Materials
 ) -> None:
     worker, verifier = actors
-    prompts, rollouts = materials.train[:12], CountingRollouts([worker], 60.0)
-    stream = stream_verified(rollouts, VerifierPool([verifier]), prompts, REQUEST, 60.0, under_way=3)
+    prompts, rollouts = materials.train[:12], CountingRollouts(alone(worker))
+    stream = stream_verified(rollouts, VerifierPool(alone(verifier)), prompts, REQUEST, 60.0, under_way=3)
     streamed = sorted((group for groups in stream for group in groups), key=lambda group: group.prompt.visit)
     assert rollouts.most == 3
-    at_once = sample_and_verify(RolloutPool([worker], 60.0), VerifierPool([verifier]), prompts, REQUEST, 60.0).groups
+    at_once = sample_and_verify(
+        RolloutPool(alone(worker)), VerifierPool(alone(verifier)), prompts, REQUEST, 60.0
+    ).groups
     texts = [[[completion.text for completion in group.completions] for group in each] for each in (streamed, at_once)]
     assert texts[0] == texts[1]
     assert [group.verdicts for group in streamed] == [group.verdicts for group in at_once]
@@ -118,10 +126,11 @@ def test_a_frozen_worker_is_named_when_the_deadline_passes(
 ) -> None:
     worker, verifier = actors
     process = ray.get(worker.ready.remote(), timeout=20)
+    pools = RolloutPool(alone(worker, 2.0)), VerifierPool(alone(verifier))
     os.kill(process, signal.SIGSTOP)
     try:
         with pytest.raises(RunError, match=r"rollout worker .*did not answer within 2 s.*cluster\.deadline_seconds"):
-            sample_and_verify(RolloutPool([worker], 2.0), VerifierPool([verifier]), materials.train[:2], REQUEST, 2.0)
+            sample_and_verify(*pools, materials.train[:2], REQUEST, 2.0)
     finally:
         os.kill(process, signal.SIGCONT)
 
@@ -132,7 +141,7 @@ def test_a_worker_that_dies_is_named(
     """Last: it takes the worker with it."""
     worker, verifier = actors
     process = ray.get(worker.ready.remote(), timeout=20)
-    pool = RolloutPool([worker], 20.0)
+    pool = RolloutPool(alone(worker, 20.0))
     os.kill(process, signal.SIGKILL)
     with pytest.raises(RunError, match=r"rollout worker .*has died"):
-        sample_and_verify(pool, VerifierPool([verifier]), materials.train[:2], REQUEST, 20.0)
+        sample_and_verify(pool, VerifierPool(alone(verifier)), materials.train[:2], REQUEST, 20.0)

@@ -53,7 +53,7 @@ def sampler() -> PromptSampler:
 
 
 def stream(flight: Flight, staleness: int, last: int | None = None, seconds: float = 20.0) -> SampleStream:
-    return SampleStream(flight, sampler(), 0, StreamOptions(staleness, BATCH, last, seconds))  # type: ignore[arg-type]
+    return SampleStream(flight, sampler(), [0], StreamOptions(staleness, BATCH, last, seconds))  # type: ignore[arg-type]
 
 
 def train(flight: Flight, samples: SampleStream, steps: int, discard: int = 0) -> tuple[list[int], list[int], int]:

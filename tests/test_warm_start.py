@@ -21,7 +21,7 @@ DATA = Data(operands=2, digits=2, operators="+", train_problems=64, held_out_pro
 
 
 def tiny(cache_dir: Path, steps: int = 12, tied_embeddings: bool = False) -> Model:
-    options = WarmStart(hidden_size=32, layers=1, heads=1, steps=steps, batch_size=8, tied_embeddings=tied_embeddings)
+    options = WarmStart(hidden_size=32, layers=1, steps=steps, batch_size=8, tied_embeddings=tied_embeddings)
     return Model(cache_dir=str(cache_dir), warm_start=options)
 
 

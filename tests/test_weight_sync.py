@@ -42,7 +42,7 @@ def make_model(folder: Path, tied: bool, seed: int) -> Path:
     """A random two-layer Llama; a large spread of weights makes wrong ones show."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
-    llama = build_llama(WarmStart(hidden_size=64, layers=2, heads=2, tied_embeddings=tied), tokenizer)
+    llama = build_llama(WarmStart(hidden_size=64, layers=2, tied_embeddings=tied), tokenizer)
     with torch.no_grad():
         for parameter in llama.parameters():
             parameter += 0.2 * torch.randn_like(parameter)

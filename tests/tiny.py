@@ -30,7 +30,7 @@ def tiny_llama(folder: Path, tied: bool = False, seed: int = 0, hidden_size: int
     tokenizer = build_tokenizer()
     with torch.random.fork_rng(devices=[]), quiet_transformers():
         torch.manual_seed(seed)
-        llama = build_llama(WarmStart(hidden_size=hidden_size, layers=layers, heads=2, tied_embeddings=tied), tokenizer)
+        llama = build_llama(WarmStart(hidden_size=hidden_size, layers=layers, tied_embeddings=tied), tokenizer)
         with torch.no_grad():
             for parameter in llama.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import ray
 
+from actors.crew import Crew
 from actors.engine import Sampling
-from actors.rollout_pool import RolloutPool
+from actors.rollout_pool import RolloutPool, WorkerCalls
 from actors.rollout_worker import SampleRequest
 from actors.sampling import Flight, Sampled
 from actors.verifier import Verifier
@@ -89,20 +90,22 @@ class Player:
 def hand_rates() -> dict[str, float]:
     """The driver's seconds of a group: in all, for each worker listened to, for each token; and of a worker's call."""
     rows, taken = [], []
-    for actors, tokens in ((1, 16), (1, 16), (32, 16), (128, 16), (1, 2048), (1, 8192)):
-        player = ray.remote(Player).remote(tokens)
+    for actors, tokens in ((1, 16), (1, 16), (8, 16), (16, 16), (1, 2048), (1, 8192)):
+        players = [ray.remote(Player).options(num_cpus=0).remote(tokens) for _ in range(actors)]
         groups = max(60, 3 * actors)
-        flown = thread_seconds(partial(fly, player, actors, groups))
+        flown = thread_seconds(partial(fly, players, groups))
         rows.append([1.0, float(actors), float(SIZE * tokens)])
         taken.append(flown / groups)
-        ray.kill(player)
+        for player in players:
+            ray.kill(player)
     hand, actor, token = least_squares(rows, taken)
     return {"hand": hand, "hand_actor": actor, "hand_token": token, "call": call_seconds()}
 
 
-def fly(player: Any, actors: int, groups: int) -> None:
-    """So many groups from so many workers to the verifiers and back."""
-    flight = Flight(RolloutPool([player] * actors, 60.0), VerifierPool([player]), REQUEST)
+def fly(players: list[Any], groups: int) -> None:
+    """So many groups from these workers to a verifier and back."""
+    rollouts, verifiers = (Crew("player", each, 60.0) for each in (players, players[:1]))
+    flight = Flight(RolloutPool(rollouts), VerifierPool(verifiers), REQUEST)
     flight.submit([made_prompt(visit) for visit in range(groups)])
     deadline = Deadline(300.0)
     while flight.under_way:
@@ -112,8 +115,8 @@ def fly(player: Any, actors: int, groups: int) -> None:
 def call_seconds(actors: int = 64) -> float:
     """Of a call of each rollout worker, as the weight transport makes for every bucket."""
     player = ray.remote(Player).remote(1)
-    pool = RolloutPool([player] * actors, 60.0)
-    return thread_seconds(lambda: pool.weight_transfer("update_weights", {})) / actors
+    calls = WorkerCalls([player] * actors, 60.0)
+    return thread_seconds(lambda: calls.weight_transfer("update_weights", {})) / actors
 
 
 def record_rates() -> dict[str, float]:

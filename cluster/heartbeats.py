@@ -1,0 +1,66 @@
+"""Heartbeats: who does not answer one in time is killed, so that whoever waits for it hears that it is lost."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayTaskError
+
+CLOSE_SECONDS = 5.0
+HEALTH = "health"  # the group of calls that are answered whatever else an actor does
+
+
+def watched(kind: type) -> Any:
+    """A plain class with a `heartbeat`, as Ray's actor class, which answers that beside all other calls."""
+    return ray.remote(concurrency_groups={HEALTH: 1})(kind)
+
+
+Members = Mapping[str, Callable[[], Sequence[ActorHandle]]]
+
+
+class Heartbeats:
+    """Asks every actor for a heartbeat, every `seconds`, in a thread of its own, until `close`.
+
+    A frozen process is found within two of them. A busy one answers, as the call has a thread of its own over there.
+    members: by kind, those that are ready now.
+    """
+
+    def __init__(self, seconds: float, members: Members, say: Callable[[str], None]) -> None:
+        self._seconds, self._members, self._say = seconds, members, say
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join(CLOSE_SECONDS)
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._seconds):
+            self._beat()
+
+    def _beat(self) -> None:
+        asked = {
+            actor.heartbeat.options(concurrency_group=HEALTH).remote(): (f"{kind.capitalize()} {place}", actor)
+            for kind, ready in self._members.items()
+            for place, actor in enumerate(ready())
+        }
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=self._seconds)
+        for reference in silent:
+            self._kill(*asked[reference], f"has not answered for {self._seconds:g} s")
+        for reference in answered:
+            try:
+                ray.get(reference, timeout=self._seconds)
+            except RayTaskError as error:
+                self._kill(*asked[reference], f"is of no use any more: {error.cause}")
+            except RayActorError:
+                pass  # whoever waits for it hears of it
+
+    def _kill(self, name: str, actor: ActorHandle, why: str) -> None:
+        if not self._closed.is_set():
+            self._say(f"{name} {why}: killed")
+            ray.kill(actor)

@@ -1,0 +1,118 @@
+"""Whoever dies or freezes, the run ends with the same weights, bit for bit, as the run that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks.prey import LEARNER, VERIFIER, WORKER, actors, await_, steps_done, strike
+from cluster.checkpoints import Checkpoints
+from tests.small_run import arguments, metrics, start, status
+
+pytestmark = pytest.mark.faults
+
+STEPS, BEAT = 8, 2.0
+SETTINGS = (
+    f"training.steps={STEPS}",
+    "rollout.prompts_per_batch=8",
+    "rollout.completions_per_prompt=8",
+    f"cluster.heartbeat_seconds={BEAT}",
+    "evaluation.every=0",
+    "telemetry.live=off",
+)
+
+
+def begun(folder: Path, name: str, *more: str) -> subprocess.Popen[str]:
+    return start(*arguments(folder, name, *SETTINGS, *more))
+
+
+def ended(run: subprocess.Popen[str]) -> str:
+    """What a run that went well said."""
+    output, _ = run.communicate(timeout=250)
+    assert run.returncode == 0, output
+    return output
+
+
+def weights(folder: Path) -> bytes:
+    """The model after the last step."""
+    newest = Checkpoints(folder / "checkpoints", keep=1).newest()
+    assert newest is not None and newest.name == f"step_{STEPS:06d}"
+    return (newest / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    ended(begun(folder, "undisturbed"))
+    return folder / "undisturbed"
+
+
+def assert_same(folder: Path, undisturbed: Path) -> None:
+    assert metrics(folder) == metrics(undisturbed)
+    assert weights(folder) == weights(undisturbed)
+
+
+def test_a_killed_rollout_worker_verifier_and_child_of_it_change_nothing(undisturbed: Path, tmp_path: Path) -> None:
+    run, folder = begun(tmp_path, "killed"), tmp_path / "killed"
+    strike(run, folder, WORKER, signal.SIGKILL, after_step=1)
+    strike(run, folder, VERIFIER, signal.SIGKILL, after_step=3)
+    await_(lambda: steps_done(folder) >= 5, "step 5", run)
+    (verifier,) = actors(run.pid, VERIFIER)
+    for child in verifier.children(recursive=True):
+        child.kill()
+    output = ended(run)
+    assert "Rollout worker 0 was lost and is started again (1 of at most 5 in a row)" in output
+    assert "Verifier 0 was lost and is started again (1 of at most 5 in a row)" in output
+    assert_same(folder, undisturbed)
+    assert status(folder)["restarts"] == 2
+
+
+def test_a_frozen_rollout_worker_and_verifier_are_found_within_two_heartbeats(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run, folder = begun(tmp_path, "frozen"), tmp_path / "frozen"
+    for kind, step in ((WORKER, 1), (VERIFIER, 3)):
+        strike(run, folder, kind, signal.SIGSTOP, step)
+    output = ended(run)
+    assert f"Rollout worker 0 has not answered for {BEAT:g} s: killed" in output
+    assert f"Verifier 0 has not answered for {BEAT:g} s: killed" in output
+    assert_same(folder, undisturbed)
+
+
+def test_a_killed_and_then_a_frozen_learner_rank_go_back_to_the_newest_checkpoint(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    run, folder = begun(tmp_path, "learner"), tmp_path / "learner"
+    strike(run, folder, LEARNER, signal.SIGKILL, after_step=3)
+    await_(lambda: steps_done(folder) < 3, "the rewind", run)
+    strike(run, folder, LEARNER, signal.SIGSTOP, after_step=5)
+    output = ended(run)
+    assert "everything goes back to step_000002" in output and "everything goes back to step_000004" in output
+    assert "Learner rank 0 has not answered for 2 s: killed" in output
+    assert_same(folder, undisturbed)
+    prompts = status(folder)["prompts"]
+    assert prompts["trained"] == 8 * STEPS and prompts["rewound"] >= 2 * 8
+
+
+def test_one_of_two_ranks_dies_while_the_other_waits_for_it(undisturbed: Path, tmp_path: Path) -> None:
+    run, folder = begun(tmp_path, "ranks", "cluster.learner_ranks=2"), tmp_path / "ranks"
+    await_(lambda: steps_done(folder) >= 2, "step 2", run)
+    _, second = actors(run.pid, LEARNER)
+    os.kill(second.pid, signal.SIGKILL)
+    output = ended(run)
+    assert "The learner was lost and is started again" in output
+    assert status(folder)["prompts"]["trained"] == 8 * STEPS
+
+
+def test_sampling_ahead_loses_nothing_when_a_worker_dies(tmp_path: Path) -> None:
+    more = ("cluster.max_staleness=2", "cluster.rollout_workers=2", "rollout.max_completion_tokens=48")
+    run, folder = begun(tmp_path, "ahead", *more), tmp_path / "ahead"
+    strike(run, folder, WORKER, signal.SIGKILL, after_step=1)
+    strike(run, folder, WORKER, signal.SIGSTOP, after_step=4)
+    ended(run)
+    prompts = status(folder)["prompts"]
+    assert (prompts["trained"], prompts["stale"], prompts["rewound"]) == (8 * STEPS, 0, 0)
