@@ -38,7 +38,8 @@ def await_(true: Callable[[], object], what: str, run: subprocess.Popen[str] | N
     end = time.monotonic() + WAIT_SECONDS
     while not true():
         if run is not None and run.poll() is not None:
-            raise AssertionError(f"the run ended before {what}: {run.communicate()[0]}")
+            said = run.communicate()[0] if run.stdout else ""
+            raise AssertionError(f"the run ended before {what}: {said}")
         if time.monotonic() > end:
             raise AssertionError(f"never came: {what}")
         time.sleep(0.002)

@@ -1,0 +1,157 @@
+"""A long run's memory, open files and object store: `python -m benchmarks.soak [--steps 1000]`.
+
+The quickstart with a learning rate so small that every step goes on having something to learn. Every process of the run
+is looked at once in --every seconds; slopes are by least squares after the first fifth, which is warm-up. Draws
+docs/soak.png, records the slopes, and ends with 1 if one is over the limit. `--table` prints what is recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import requests
+
+from benchmarks.harness import RESULTS, ROOT, record
+from benchmarks.prey import doing, steps_done
+
+NAME = "soak"
+LIMIT_MB = 1.0  # of a process, per 100 steps
+WARM_UP = 0.2  # share of the steps
+PLOT = ROOT / "docs" / "soak.png"
+STORE = "object store, MB"
+DISCOVERY = Path("/tmp/ray/prom_metrics_service_discovery.json")
+
+Series = dict[str, list[tuple[int, float]]]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks (%(default)s)")
+    parser.add_argument("--plot", type=Path, default=PLOT)
+    parser.add_argument("--path", type=Path, default=RESULTS, help="where the figures are appended (%(default)s)")
+    given = parser.parse_args(argv)
+    memory, files = watched(given.steps, given.every)
+    figures = {
+        "steps": given.steps,
+        "megabytes": {who: summary(points, given.steps) for who, points in memory.items()},
+        "open_files": {who: summary(points, given.steps) for who, points in files.items()},
+    }
+    record(NAME, figures, given.path)
+    draw(memory, given.steps, given.plot)
+    print(table(figures))
+    return int(any(each["slope"] >= LIMIT_MB for each in figures["megabytes"].values()))
+
+
+def watched(steps: int, every: float) -> tuple[Series, Series]:
+    """Megabytes and open files of every process of a run, by what it is, at the steps at which they were looked at."""
+    memory: Series = defaultdict(list)
+    files: Series = defaultdict(list)
+    settings = [f"training.steps={steps}", "learner.learning_rate=1e-9", "evaluation.every=0", "checkpoint.every=100"]
+    with tempfile.TemporaryDirectory(prefix="pocketgrpo-soak-") as folder:
+        place = [f"training.runs_dir={folder}", "training.name=run", "telemetry.live=off"]
+        command = [sys.executable, str(ROOT / "run_local.py"), "--config", "quickstart", *settings, *place]
+        with (Path(folder) / "log").open("w") as log:
+            run = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        while run.poll() is None:
+            step = steps_done(Path(folder) / "run")
+            for who, megabytes, opened in look(run.pid) if step else []:
+                memory[who].append((step, megabytes))
+                files[who].append((step, opened))
+            if step and (used := object_store()) is not None:
+                memory[STORE].append((step, used))
+            time.sleep(every)
+        if run.returncode != 0:
+            raise RuntimeError((Path(folder) / "log").read_text()[-4000:])
+    return memory, files
+
+
+def look(run: int) -> list[tuple[str, float, float]]:
+    """(what it is, resident MB, open files) of the run and every process under it; processes alike are numbered."""
+    found: list[tuple[str, float, float]] = []
+    seen: dict[str, int] = defaultdict(int)
+    for process in [psutil.Process(run), *psutil.Process(run).children(recursive=True)]:
+        try:
+            who = "driver" if process.pid == run else name(process)
+            memory, files = process.memory_info().rss / 1e6, float(process.num_fds())
+        except psutil.Error:
+            continue
+        seen[who] += 1
+        found.append((who if seen[who] == 1 else f"{who} {seen[who]}", memory, files))
+    return found
+
+
+def name(process: psutil.Process) -> str:
+    """What a process is: an actor's class, or the program."""
+    title = doing(process.pid)
+    if title.startswith("ray::"):
+        return title.removeprefix("ray::").partition(".")[0].strip()
+    words = [Path(word).stem for word in process.cmdline()[:3] if not word.startswith("-")]
+    return words[-1] if words and words[0].startswith("python") else (words or [process.name()])[0]
+
+
+def object_store() -> float | None:
+    """Megabytes of objects in Ray's store, as its metrics say; None before there are any."""
+    if not DISCOVERY.exists():
+        return None
+    total, found = 0.0, False
+    for target in json.loads(DISCOVERY.read_text())[0]["targets"]:
+        try:
+            text = requests.get(f"http://{target}/metrics", timeout=2).text
+        except requests.RequestException:
+            continue
+        for line in text.splitlines():
+            if line.startswith("ray_object_store_memory{"):
+                total, found = total + float(line.rpartition(" ")[2]) / 1e6, True
+    return total if found else None
+
+
+def summary(points: Sequence[tuple[int, float]], steps: int) -> dict[str, float]:
+    """First and last value after the warm-up, and the slope per 100 steps."""
+    kept = [(step, value) for step, value in points if step >= WARM_UP * steps]
+    if len({step for step, _ in kept}) < 2:
+        return {"first": points[0][1], "last": points[-1][1], "slope": 0.0}
+    slope = float(np.polyfit(*np.array(kept).T, 1)[0])
+    return {"first": kept[0][1], "last": kept[-1][1], "slope": 100 * slope}
+
+
+def draw(memory: Mapping[str, Sequence[tuple[int, float]]], steps: int, path: Path) -> None:
+    """Megabytes over steps, a line for each process that was there for most of the run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    for who, points in sorted(memory.items(), key=lambda item: -item[1][-1][1]):
+        if points[-1][0] - points[0][0] > steps / 2:
+            axes.plot(*np.array(points).T, label=who, linewidth=1.2)
+    axes.set(xlabel="step", ylabel="resident memory, MB", yscale="log", title=f"Memory over {steps:,} steps")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def table(figures: Mapping[str, Any]) -> str:
+    """Markdown: a line for each process."""
+    rows = ["| process | MB after warm-up | at the end | per 100 steps | open files | at the end |", "|---" * 6 + "|"]
+    for who, memory in sorted(figures["megabytes"].items(), key=lambda item: -item[1]["last"]):
+        files = figures["open_files"].get(who)
+        opened = f"{files['first']:.0f} | {files['last']:.0f}" if files else "- | -"
+        rows.append(f"| {who} | {memory['first']:.1f} | {memory['last']:.1f} | {memory['slope']:+.2f} | {opened} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
