@@ -9,7 +9,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.restarts import Restarts
-from actors.waiting import ActorLost, wait_for
+from actors.waiting import ActorLost, ask, wait_for
 from configs.errors import RunError
 
 OPTION = "cluster.deadline_seconds"
@@ -71,7 +71,7 @@ class Crew:
         self._closed = True
 
     def _wait_until_ready(self, actors: Collection[ActorHandle]) -> None:
-        references = [actor.ready.remote() for actor in actors]
+        references = [ask(actor.ready) for actor in actors]
         wait_for(references, self.deadline_seconds, f"A {self.kind} (starting again)", OPTION)
         self._starting = set()
 

@@ -18,14 +18,14 @@ class Restarts:
     What a restart makes good does not count for ever; what fails in the same place again and again ends the run.
     """
 
-    def __init__(self, say: Callable[[str], None], most: int = MOST_IN_A_ROW) -> None:
+    def __init__(self, say: Callable[[str], None], most: int = MOST_IN_A_ROW, pause_seconds: float = 1.0) -> None:
         self.total = 0
-        self._say, self._most = say, most
+        self._say, self._most, self._pause = say, most, pause_seconds
         self._in_a_row, self._furthest = 0, -1
         self._lock = threading.Lock()
 
     def allow(self, who: str, why: str) -> None:
-        """Say that `who` was lost and wait a little: not at all the first time, then 1, 2, 4, … seconds.
+        """Say that `who` was lost and wait a little: not at all the first time, then one pause, two, four, …
 
         RunError if it happened too often.
         """
@@ -40,7 +40,7 @@ class Restarts:
             number = self._in_a_row
         self._say(f"{who} was lost and is started again ({number} of at most {self._most} in a row). {why}")
         if number > 1:
-            time.sleep(min(2.0 ** (number - 2), LONGEST_PAUSE_SECONDS))
+            time.sleep(min(self._pause * 2 ** (number - 2), LONGEST_PAUSE_SECONDS))
 
     def progress(self, step: int) -> None:
         """A step was done."""

@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 
 from actors.crew import OPTION, Crew
 from actors.rollout_worker import SampleRequest
-from actors.waiting import ActorLost, wait_for
+from actors.waiting import ActorLost, ask, wait_for
 from data.records import Group, Prompt
 
 TAKE_SECONDS = 5.0
@@ -40,7 +40,7 @@ class WorkerCalls:
         ActorLost if one cannot answer any more: the update is then half done everywhere.
         """
         each = arguments if isinstance(arguments, list) else [arguments] * len(self.workers)
-        asked = [worker.weight_transfer.remote(call, own) for worker, own in zip(self.workers, each, strict=True)]
+        asked = [ask(w.weight_transfer, call, own) for w, own in zip(self.workers, each, strict=True)]
         return wait_for(asked, self.deadline_seconds, f"A rollout worker ({call})", OPTION)
 
 
@@ -67,7 +67,7 @@ class RolloutPool:
     def submit(self, prompts: Sequence[Prompt], request: SampleRequest) -> None:
         """Hand every prompt to the worker that owes least."""
         while prompts:
-            asked = {w: w.submit.remote(share, request) for w, share in self._shared_out(prompts).items()}
+            asked = {w: ask(w.submit, share, request) for w, share in self._shared_out(prompts).items()}
             lost = {worker: error for worker, error in self._answers(asked, "submit") if isinstance(error, ActorLost)}
             prompts = [prompt for worker, error in lost.items() for prompt in self.replaced(worker, error)]
 
@@ -76,7 +76,7 @@ class RolloutPool:
         return {self.take_from(w): w for w in self.workers if self.owes(w) and w not in besides}
 
     def take_from(self, worker: ActorHandle) -> ray.ObjectRef:
-        return worker.take.remote(TAKE_SECONDS)
+        return ask(worker.take, TAKE_SECONDS)
 
     def delivered(self, worker: ActorHandle, groups: list[Group]) -> list[Group]:
         """Note that a worker has delivered groups; those that it owed."""
@@ -125,7 +125,7 @@ class RolloutPool:
 
     def begin_probe(self, prompt: Prompt, request: SampleRequest) -> Probes:
         """Every worker samples one completion of this prompt with the weights it has now; `probed` waits for them."""
-        return Probes(prompt, request, {worker: worker.probe.remote(prompt, request) for worker in self.workers})
+        return Probes(prompt, request, {worker: ask(worker.probe, prompt, request) for worker in self.workers})
 
     def probed(self, probes: Probes) -> list[Group]:
         """What they sampled; workers replaced meanwhile are asked too."""
@@ -140,17 +140,17 @@ class RolloutPool:
 
     def sleep(self) -> None:
         """Have every worker free its GPU for the learner; on a CPU nothing."""
-        self._all(lambda worker: worker.sleep.remote(), "sleep")
+        self._all(lambda worker: ask(worker.sleep), "sleep")
 
     def wake_up(self, what: Literal["weights", "kv_cache"]) -> None:
         """Weights before a weight update, the cache before sampling."""
-        self._all(lambda worker: worker.wake_up.remote(what), "wake up")
+        self._all(lambda worker: ask(worker.wake_up, what), "wake up")
 
-    def _all(self, ask: Callable[[ActorHandle], ray.ObjectRef], what: str) -> None:
+    def _all(self, call: Callable[[ActorHandle], ray.ObjectRef], what: str) -> None:
         """Every worker does it, also those that come in the place of one that was lost doing it."""
         done: set[ActorHandle] = set()
         while missing := [worker for worker in self.workers if worker not in done]:
-            for worker, answer in self._answers({worker: ask(worker) for worker in missing}, what):
+            for worker, answer in self._answers({worker: call(worker) for worker in missing}, what):
                 if isinstance(answer, ActorLost):
                     self._replace([worker], answer)
             done.update(missing)

@@ -124,6 +124,7 @@ class RolloutWorker:
         for process in psutil.Process().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 if process.status() == psutil.STATUS_STOPPED:
+                    process.kill()  # frozen, it would outlive us
                     raise ActorLost(f"Process {process.pid} of a rollout worker's engine is frozen (stopped).")
 
     def cached_tokens(self) -> int:

@@ -8,7 +8,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.crew import Crew
-from actors.waiting import ActorLost
+from actors.waiting import ActorLost, ask
 from data.records import Group
 
 
@@ -27,7 +27,7 @@ class VerifierPool:
         """Send a group to be scored; returns the reference and which verifier has it."""
         verifier = min(self.verifiers, key=lambda verifier: self._load[verifier])
         self._load[verifier] += 1
-        return verifier.score.remote(group), verifier
+        return ask(verifier.score, group), verifier
 
     def scored(self, verifier: ActorHandle) -> None:
         self._load[verifier] -= 1

@@ -11,6 +11,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from configs.errors import RunError, UsageError
 
+WHERE_LOGS_ARE = "Its log is in Ray's session folder, logs/worker-*.err; `--resume` goes on from the newest checkpoint."
+
 
 class ActorLost(RunError):
     """An actor is of no more use: its process died, or what it hosts failed. Another can take its place."""
@@ -22,7 +24,7 @@ def wait_for(
     """The answers of all references. RunError, naming `who` and the deadline's `option`, if one is late;
     `lost` if its actor has died; an error of ours raised over there is raised here as it was."""
     try:
-        return ray.get(list(references), timeout=seconds)
+        answers = ray.get(list(references), timeout=seconds)
     except GetTimeoutError:
         raise RunError(late(who, seconds, option)) from None
     except RayActorError as error:
@@ -31,9 +33,21 @@ def wait_for(
         if isinstance(error.cause, RunError | UsageError):
             raise type(error.cause)(*error.cause.args) from None
         raise
+    for answer in answers:
+        if isinstance(answer, ActorLost):  # of `ask`
+            raise lost(f"{who}: {answer}")
+    return answers
 
 
-WHERE_LOGS_ARE = "Its log is in Ray's session folder, logs/worker-*.err; `--resume` goes on from the newest checkpoint."
+def ask(method: Any, *arguments: Any) -> ray.ObjectRef:
+    """`method.remote(*arguments)`, `method` being an actor's. Of an actor that Ray has forgotten after its death, which it
+    says by a bare exception, it is a reference for which `wait_for` raises what it raises for the dead."""
+    try:
+        return method.remote(*arguments)
+    except Exception as error:  # nothing narrower is raised
+        if "Can't find actor" not in str(error):
+            raise
+        return ray.put(ActorLost(f"it is dead. {WHERE_LOGS_ARE}"))
 
 
 def late(who: str, seconds: float, option: str) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.harness import RESULTS, ROOT, record
+from benchmarks.harness import RESULTS, ROOT, Spread, record
 from benchmarks.prey import LEARNER, VERIFIER, WORKER, actors, await_, doing, steps_done
 
 NAME = "chaos"
@@ -210,11 +210,10 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
     for kind in KINDS:
         own = [fault for fault in faults if fault.kind == kind]
         if own:
-            gone, further = ([getattr(f, name) for f in own] for name in ("gone_seconds", "recovered_seconds"))
+            gone = max(fault.gone_seconds for fault in own)
+            further = Spread(tuple(fault.recovered_seconds for fault in own))
             met = " | ".join(str(count[kind, phase]) for phase in PHASES)
-            rows.append(
-                f"| {kind} | {met} | {max(gone):.1f} | {sorted(further)[len(own) // 2]:.0f}, at most {max(further):.0f} |"
-            )
+            rows.append(f"| {kind} | {met} | {gone:.1f} | {further.median:.0f}, at most {further.max:.0f} |")
     failures = [run["figures"]["failure"] for run in runs if run["figures"]["failure"]]
     return "\n".join([*rows, f"not survived: {len(failures)}", *failures])
 

@@ -110,7 +110,7 @@ def validate(calm: Calm, path: Path) -> int:
     for name, scenario in validation.RUNS.items():
         comparison = calm.measure(partial(validation.compare, scenario, frozen))
         found[name] = comparison.figures()
-        print(f"{name}: {comparison.error:+.1%}", flush=True)
+        print(f"{name}: {comparison.error:+.1%} (the machine is {comparison.slower:.2f} times as slow)", flush=True)
         print(f"  predicted {phases(comparison.predicted)}\n  measured  {phases(comparison.measured)}", flush=True)
     worst = max(abs(line["error"]) for line in found.values())
     record(NAME, {"rates": frozen.commit, "runs": found, "worst": worst})

@@ -122,7 +122,8 @@ def summary(points: Sequence[tuple[int, float]], steps: int) -> dict[str, float]
     kept = [(step, value) for step, value in points if step >= WARM_UP * steps]
     if len({step for step, _ in kept}) < 2:
         return {"first": points[0][1], "last": points[-1][1], "slope": 0.0}
-    slope = float(np.polyfit(*np.array(kept).T, 1)[0])
+    steps_at, values = np.array(kept).T
+    slope = float(np.polyfit(steps_at, values, 1)[0])
     return {"first": kept[0][1], "last": kept[-1][1], "slope": 100 * slope}
 
 

@@ -10,6 +10,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from actors.waiting import ask
+
 CLOSE_SECONDS = 5.0
 HEALTH = "health"  # the group of calls that are answered whatever else an actor does
 
@@ -45,7 +47,7 @@ class Heartbeats:
 
     def _beat(self) -> None:
         asked = {
-            actor.heartbeat.options(concurrency_group=HEALTH).remote(): (f"{kind.capitalize()} {place}", actor)
+            ask(actor.heartbeat.options(concurrency_group=HEALTH)): (f"{kind.capitalize()} {place}", actor)
             for kind, ready in self._members.items()
             for place, actor in enumerate(ready())
         }

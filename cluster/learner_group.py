@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayTaskError
 
 from actors.crew import OPTION
-from actors.waiting import wait_for
+from actors.waiting import ask, wait_for
 from cluster.heartbeats import HEALTH
 from configs.errors import RunError
 from learner.batching import Sequence
@@ -35,8 +35,10 @@ class LearnerGroup:
     def call(self, method: str, *arguments: Any) -> list[Any]:
         """The answers of all ranks, in the order of ranks. LearnerLost if one has died."""
         with self._lock:  # whichever thread calls, all ranks get the calls in the same order
-            references = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
-        who = f"A learner rank ({method})"
+            references = [ask(getattr(rank, method), *arguments) for rank in self.ranks]
+        return self._wait(references, f"A learner rank ({method})")
+
+    def _wait(self, references: list[ray.ObjectRef], who: str) -> list[Any]:
         try:
             return wait_for(references, self._deadline_seconds, who, OPTION, lost=LearnerLost)
         except RayTaskError:
@@ -44,7 +46,7 @@ class LearnerGroup:
             raise
 
     def _check_alive(self) -> None:
-        references = [rank.heartbeat.options(concurrency_group=HEALTH).remote() for rank in self.ranks]
+        references = [ask(rank.heartbeat.options(concurrency_group=HEALTH)) for rank in self.ranks]
         ray.wait(references, num_returns=len(references), timeout=ALIVE_SECONDS)
         wait_for(references, ALIVE_SECONDS, "A learner rank (heartbeat)", OPTION, lost=LearnerLost)
 

@@ -65,6 +65,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_kill_worker_timeout_milliseconds": "500",  # of a process that is to be killed and does not answer
 }
 
 

@@ -17,7 +17,7 @@ from actors.rollout_pool import RolloutPool
 from actors.rollout_worker import RolloutWorker
 from actors.verifier import Verifier
 from actors.verifier_pool import VerifierPool
-from actors.waiting import wait_for
+from actors.waiting import ask, wait_for
 from cluster.heartbeats import Heartbeats, watched
 from cluster.learner_group import LearnerGroup
 from cluster.placement import Placement
@@ -51,7 +51,7 @@ class Actors:
         self.rollouts.crew.close()
         self.verifiers.crew.close()
         actors = [*self.verifiers.verifiers, *self.learner.ranks, *self.rollouts.workers]
-        ray.wait([actor.close.remote() for actor in actors], num_returns=len(actors), timeout=CLOSE_SECONDS)
+        ray.wait([ask(actor.close) for actor in actors], num_returns=len(actors), timeout=CLOSE_SECONDS)
         for actor in actors:
             ray.kill(actor)
         self.reservation.release()
@@ -90,7 +90,7 @@ def start_actors(
         verifiers = Crew("verifier", [verifier(place) for place in places], seconds, verifier, restarts)
         ranks = _ranks(config, placement, reservation, model_path, reference_path)
         for who, actors in ((rollouts.kind, workers), ("learner rank", ranks), (verifiers.kind, verifiers.actors)):
-            references = [actor.ready.remote() for actor in actors]
+            references = [ask(actor.ready) for actor in actors]
             wait_for(references, seconds, f"A {who} (starting)", OPTION)
     except BaseException:  # whatever kept an actor from coming up, the resources are free again
         reservation.release()

@@ -332,8 +332,8 @@ def test_a_prediction_is_of_the_frozen_lengths_and_wrong_rates_show() -> None:
     right = Frozen(TRUE, 0.0, PROMPT, lengths, "", {})
     wrong = Frozen(replace(TRUE, running=2 * TRUE.running, token=2 * TRUE.token), 0.0, PROMPT, lengths, "", {})
     expected = measured(as_measured(given))
-    assert abs(Comparison(predicted(given, right), expected).error) < 0.1
-    assert abs(Comparison(predicted(given, wrong), expected).error) > LIMIT
+    assert abs(Comparison(predicted(given, right), expected, 1.0).error) < 0.1
+    assert abs(Comparison(predicted(given, wrong), expected, 1.0).error) > LIMIT
 
 
 # -- projections ----------------------------------------------------------------------------------

@@ -1,0 +1,163 @@
+"""Supervision by itself: who is found, who is replaced, what is sent out again, and when it ends. Actors are tiny."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+from ray.actor import ActorHandle
+
+from actors.crew import Crew
+from actors.engine import Sampling
+from actors.restarts import Restarts
+from actors.rollout_pool import RolloutPool
+from actors.rollout_worker import SampleRequest
+from actors.sampling import sample_and_verify
+from actors.verifier_pool import VerifierPool
+from actors.waiting import ActorLost, ask, wait_for
+from cluster.account import Account
+from cluster.checkpoints import LoopState
+from cluster.heartbeats import Heartbeats, watched
+from cluster.learner_group import LearnerGroup, LearnerLost
+from configs.errors import RunError
+from data.records import Problem, Prompt
+from tests.running_cluster import wait_until
+from tests.tiny_actors import Collective, Tiny
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
+REQUEST = SampleRequest(1, Sampling(1.0, 4), 0)
+MOST = 3
+
+
+def tiny(*arguments: Any) -> ActorHandle:
+    return watched(Tiny).options(num_cpus=0).remote(*arguments)
+
+
+def crew(size: int, said: list[str], *arguments: Any) -> Crew:
+    def start(place: int) -> ActorHandle:
+        return tiny(*arguments)
+
+    actors = [start(place) for place in range(size)]
+    ray.get([actor.ready.remote() for actor in actors], timeout=60)
+    return Crew("tiny actor", actors, 30.0, start, Restarts(said.append, MOST, pause_seconds=0.01))
+
+
+def prompts(count: int) -> list[Prompt]:
+    return [Prompt(visit, Problem(str(visit), "", ""), (1,)) for visit in range(count)]
+
+
+def end(*crews: Crew) -> None:
+    for each in crews:
+        for actor in each.actors:
+            ray.kill(actor)
+
+
+def test_what_lost_workers_and_verifiers_had_is_done_by_others_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    folders = [tmp_path / name for name in ("worker", "verifier")]
+    for folder in folders:
+        folder.mkdir()
+    workers, verifiers = crew(2, said, (3, 7), folders[0]), crew(1, said, (5,), folders[1])
+    pools = RolloutPool(workers), VerifierPool(verifiers)
+    renewed: list[int] = []
+
+    def renew() -> dict[str, float]:
+        renewed.append(1)
+        return {}
+
+    pools[0].renew = renew
+    groups = sample_and_verify(*pools, prompts(12), REQUEST, 60.0).groups
+    assert [group.prompt.visit for group in groups] == list(range(12))
+    assert len(renewed) == 2, "every worker that was replaced got the weights"
+    assert sum("Tiny actor" in line and "was lost and is started again" in line for line in said) == 3
+    end(workers, verifiers)
+
+
+def test_what_dies_of_the_same_prompt_again_and_again_ends_the_run() -> None:
+    said: list[str] = []
+    workers, verifiers = crew(1, said, (2,)), crew(1, said)
+    with pytest.raises(RunError, match=rf"Tiny actor 0 was lost again, after {MOST} restarts without a step"):
+        sample_and_verify(RolloutPool(workers), VerifierPool(verifiers), prompts(4), REQUEST, 60.0)
+    assert len(said) == MOST
+    end(workers, verifiers)
+
+
+def test_a_step_further_than_any_before_makes_room_for_restarts() -> None:
+    restarts = Restarts(lambda line: None, most=1, pause_seconds=0.0)
+    restarts.allow("it", "why")
+    restarts.progress(1)
+    restarts.allow("it", "why")
+    restarts.progress(1)  # gone back, and no further than before
+    with pytest.raises(RunError, match="without a step in between: why"):
+        restarts.allow("it", "why")
+
+
+def test_a_push_that_breaks_off_replaces_every_worker_and_pushes_again() -> None:
+    workers = crew(2, [])
+    pool, before = RolloutPool(workers), list(workers.actors)
+    pool.renew = lambda: {"seconds": 1.0}
+
+    def breaks() -> dict[str, float]:
+        raise ActorLost("half way")
+
+    assert pool.push(breaks) == {"seconds": 1.0}
+    assert not set(before) & set(pool.workers)
+    end(workers)
+
+
+def test_a_frozen_actor_is_killed_within_two_heartbeats_and_a_busy_one_is_not() -> None:
+    beat, said = 1.0, list[str]()
+    frozen, busy = tiny(), tiny()
+    pid = ray.get(frozen.ready.remote(), timeout=60)
+    long = busy.sleep.remote(4 * beat)
+    heartbeats = Heartbeats(beat, {"tiny actor": lambda: [frozen, busy]}, said.append)
+    os.kill(pid, signal.SIGSTOP)
+    begun = time.monotonic()
+    gone = psutil.Process(pid)
+    wait_until(lambda: not gone.is_running() or gone.status() == psutil.STATUS_ZOMBIE, 20, "the frozen actor's end")
+    assert time.monotonic() - begun < 2 * beat + 1.5
+    with pytest.raises(ActorLost):
+        wait_for([ask(frozen.ready)], 20.0, "it", "option")
+    ray.get(long, timeout=20)
+    heartbeats.close()
+    assert said[0] == "Tiny actor 0 has not answered for 1 s: killed"
+    assert not any("Tiny actor 1" in line for line in said)
+    ray.kill(busy)
+
+
+def test_a_rank_that_fails_because_another_died_is_a_lost_learner() -> None:
+    other = tiny()
+    pid = ray.get(other.ready.remote(), timeout=60)
+    rank = watched(Collective).options(num_cpus=0).remote()
+    group = LearnerGroup([rank], 30.0)
+    group.ranks.append(other)
+    answer = rank.update.remote([other])
+    time.sleep(1.0)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(LearnerLost, match=r"learner rank .*has died"):
+        group._wait([answer], "A learner rank (update)")
+    ray.kill(rank)
+
+
+@pytest.mark.parametrize("fault", ["lost", "twice"])
+def test_a_group_that_is_lost_or_trained_on_twice_stops_the_run(fault: str) -> None:
+    account = Account()
+    account.note(trained=8, flat=2)
+    account.check(handed_out=16, in_flight=6)
+    account.note(trained=1 if fault == "twice" else 0)
+    with pytest.raises(RunError, match="does not balance: 16 were handed out"):
+        account.check(handed_out=16, in_flight=6 if fault == "twice" else 5)
+
+
+def test_going_back_counts_what_is_handed_out_again() -> None:
+    account = Account(trained=8)
+    account.check(12, in_flight=4)
+    account.rewind(LoopState(1, 4, 1, 1, 0, trained=4))
+    assert (account.trained, account.rewound) == (4, 8)
+    account.check(4, in_flight=0)
