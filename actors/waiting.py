@@ -40,8 +40,11 @@ def wait_for(
 
 
 def ask(method: Any, *arguments: Any) -> ray.ObjectRef:
-    """`method.remote(*arguments)`, `method` being an actor's. Of an actor that Ray has forgotten after its death, which it
-    says by a bare exception, it is a reference for which `wait_for` raises what it raises for the dead."""
+    """`method.remote(*arguments)`, of an actor's method.
+
+    Ray calls no actor that it has forgotten after its death, and says so by a bare exception; the reference is then
+    one for which `wait_for` raises what it raises for the dead.
+    """
     try:
         return method.remote(*arguments)
     except Exception as error:  # nothing narrower is raised

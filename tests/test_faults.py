@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from benchmarks.prey import LEARNER, VERIFIER, WORKER, actors, await_, steps_done, strike
 from cluster.checkpoints import Checkpoints
-from tests.small_run import arguments, metrics, start, status
+from cluster.placement import free_port
+from tests.small_run import ROOT, arguments, metrics, start, status
 
 pytestmark = pytest.mark.faults
 
 STEPS, BEAT = 8, 2.0
+STORE = {"object_store_memory": 2**28}
 SETTINGS = (
     f"training.steps={STEPS}",
     "rollout.prompts_per_batch=8",
@@ -116,3 +123,51 @@ def test_sampling_ahead_loses_nothing_when_a_worker_dies(tmp_path: Path) -> None
     ended(run)
     prompts = status(folder)["prompts"]
     assert (prompts["trained"], prompts["stale"], prompts["rewound"]) == (8 * STEPS, 0, 0)
+
+
+def engine_processes(run: int) -> list[psutil.Process]:
+    """Of vLLM, where several share a model."""
+    return [process for process in psutil.Process(run).children(recursive=True) if process.name().startswith("VLLM")]
+
+
+def test_a_killed_and_a_frozen_process_of_vllms_cost_a_restart_each(tmp_path: Path) -> None:
+    run, folder = begun(tmp_path, "shared", "rollout.tensor_parallel=2"), tmp_path / "shared"
+    for step, number in ((1, signal.SIGKILL), (4, signal.SIGSTOP)):
+        await_(lambda step=step: steps_done(folder) >= step and engine_processes(run.pid), f"step {step}", run)
+        engine_processes(run.pid)[-1].send_signal(number)
+        await_(lambda step=step: steps_done(folder) > step + 1, "further steps", run)
+    output = ended(run)
+    assert "of a rollout worker's engine is frozen" in output
+    found = status(folder)
+    assert (found["prompts"]["trained"], found["restarts"]) == (8 * STEPS, 2)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head that takes no work, and three nodes of one CPU: two for a run, and a spare one."""
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port(), **STORE})
+    for _ in range(3):
+        made.add_node(num_cpus=1, **STORE)
+    yield made
+    made.shutdown()
+
+
+def hosts(node: Any, kind: str) -> bool:
+    """Whether an actor of a kind is on this node."""
+    return bool(actors(node.all_processes["raylet"][0].process.pid, kind))
+
+
+def test_a_node_that_dies_with_the_learner_on_it_costs_a_rewind_to_the_newest_checkpoint(
+    undisturbed: Path, cluster: Cluster, tmp_path: Path
+) -> None:
+    given = arguments(tmp_path, "node", *SETTINGS, "cluster.rollout_workers=2")
+    command = [sys.executable, "-u", str(ROOT / "run_local.py"), *given]
+    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    folder = tmp_path / "node"
+    await_(lambda: steps_done(folder) >= 3, "step 3", run)
+    (node,) = [node for node in cluster.worker_nodes if hosts(node, LEARNER)]
+    cluster.remove_node(node, allow_graceful=False)
+    output = ended(run)
+    assert "everything goes back to step_000002" in output
+    assert_same(folder, undisturbed)

@@ -43,7 +43,7 @@ REFERENCE = replace(FITTED[0], steps=8)
 class Comparison:
     """Mean seconds of a step and of its phases, predicted and measured.
 
-    slower: by how much the machine was slower just then than when the rates were measured; predictions are multiplied by it.
+    slower: by how much the machine was slower just then than when the rates were measured, which is in the predictions.
     """
 
     predicted: dict[str, float]
