@@ -111,7 +111,7 @@ def train_step(run: Run, step: int) -> None:
     behind = staleness_metrics(sampled, run.version)
     clock.lap()
     run.turns.learning()
-    probed = check_push(run)
+    probed = check_push(run, sampled.groups[0].prompt)
     learned = learn(run.actors.learner, config, groups, run.values)
     clock.add("update", clock.lap())
     if learned["policy/updates"]:
@@ -212,15 +212,23 @@ def push(run: Run, prompt: Prompt) -> dict[str, float]:
     """
     seconds = run.actors.rollouts.push(run.actors.learner.sync_weights)
     if run.config.cluster.resolved_max_staleness:
-        run.probes = run.actors.rollouts.begin_probe(prompt, probe_request(run.config))
+        probe(run, prompt)
     return seconds
 
 
-def check_push(run: Run) -> dict[str, float]:
-    """Asynchronous, no batch is sampled by the newest weights alone: the probes are. Their difference from the
-    learner's log-probs, in the place of the batch's; RunError over the limit."""
-    if run.probes is None:
+def probe(run: Run, prompt: Prompt) -> None:
+    run.probes = run.actors.rollouts.begin_probe(prompt, probe_request(run.config))
+
+
+def check_push(run: Run, prompt: Prompt) -> dict[str, float]:
+    """Asynchronous, no batch is sampled by the newest weights alone: the probes are, which before the first push
+    sample this prompt. Their difference from the learner's log-probs, in the place of the batch's; RunError over the
+    limit."""
+    if not run.config.cluster.resolved_max_staleness:
         return {}
+    if run.probes is None:
+        probe(run, prompt)
+    assert run.probes is not None
     probes, run.probes = run.actors.rollouts.probed(run.probes), None
     mean, worst = difference(run.actors.learner.with_old_logprobs(probe_sequences(probes, run.version)))
     check_logprobs(mean, worst, run.config.rollout.logprob_diff, run.version)

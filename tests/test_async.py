@@ -99,8 +99,9 @@ def checked(sampled: float, version: int) -> dict[str, float]:
     probe = Group(Prompt(0, Problem("", "", ""), (1, 2)), (completion,))
     rollouts = SimpleNamespace(probed=lambda references: [probe])
     actors = SimpleNamespace(rollouts=rollouts, learner=Learner(-1.0))
-    run: Any = SimpleNamespace(probes="asked", version=3, actors=actors, config=Config())
-    return check_push(run)
+    config = Config.model_validate({"cluster": {"max_staleness": 1}})
+    run: Any = SimpleNamespace(probes="asked", version=3, actors=actors, config=config)
+    return check_push(run, probe.prompt)
 
 
 def test_a_push_that_arrived_is_confirmed() -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,16 @@ def engine_processes(run: int) -> list[psutil.Process]:
     return [process for process in psutil.Process(run).children(recursive=True) if process.name().startswith("VLLM")]
 
 
+def ready_for(run: int, folder: Path, step: int) -> bool:
+    return steps_done(folder) >= step and len(engine_processes(run)) == 2
+
+
 def test_a_killed_and_a_frozen_process_of_vllms_cost_a_restart_each(tmp_path: Path) -> None:
     run, folder = begun(tmp_path, "shared", "rollout.tensor_parallel=2"), tmp_path / "shared"
     for step, number in ((1, signal.SIGKILL), (4, signal.SIGSTOP)):
-        await_(lambda step=step: steps_done(folder) >= step and engine_processes(run.pid), f"step {step}", run)
+        await_(partial(ready_for, run.pid, folder, step), f"step {step}", run)
         engine_processes(run.pid)[-1].send_signal(number)
-        await_(lambda step=step: steps_done(folder) > step + 1, "further steps", run)
+        await_(partial(ready_for, run.pid, folder, step + 2), "further steps", run)
     output = ended(run)
     assert "of a rollout worker's engine is frozen" in output
     found = status(folder)

@@ -48,18 +48,20 @@ class Flight:
         return Group(prompt, (Completion(0, 0, versions, logprobs, versions, "", "stop"),))
 
 
-def sampler() -> PromptSampler:
-    return PromptSampler([Prompt(0, Problem(str(i), "", ""), (1,)) for i in range(7)], seed=0)
+def sampler(cursor: int = 0) -> PromptSampler:
+    return PromptSampler([Prompt(0, Problem(str(i), "", ""), (1,)) for i in range(7)], seed=0, cursor=cursor)
 
 
 def stream(flight: Flight, staleness: int, last: int | None = None, seconds: float = 20.0) -> SampleStream:
     return SampleStream(flight, sampler(), [0], StreamOptions(staleness, BATCH, last, seconds))  # type: ignore[arg-type]
 
 
-def train(flight: Flight, samples: SampleStream, steps: int, discard: int = 0) -> tuple[list[int], list[int], int]:
+def train(
+    flight: Flight, samples: SampleStream, steps: int, discard: int = 0, begun: int = 0
+) -> tuple[list[int], list[int], int]:
     """So many steps of a learner; (visits in the order of training, staleness of each group, groups dropped)."""
     visits, staleness, dropped = [], [], 0
-    for step in range(steps):
+    for step in range(begun, begun + steps):
         sampled = samples.take(BATCH)
         if discard:
             samples.discard(discard)
@@ -179,3 +181,23 @@ def test_closing_ends_the_thread() -> None:
     samples.close()
     assert "sample stream" not in {thread.name for thread in threading.enumerate()}
     stream(Flight(0), 1).close()  # one that never began
+
+
+def test_what_had_finished_before_an_interruption_is_not_sampled_again() -> None:
+    first = Flight(5, late=0.5)
+    samples = stream(first, 2)
+    train(first, samples, 3)
+    while len(samples.ahead()[1]) < BATCH:
+        time.sleep(0.001)
+    samples.close()
+    (pushed, buffered), cursor = samples.ahead(), samples.cursor
+    assert pushed == (1, 2, 3) and all(group.prompt.visit >= cursor for group in buffered)
+
+    second = Flight(6)
+    second.version = first.version
+    again = SampleStream(second, sampler(cursor), pushed, StreamOptions(2, BATCH, 9 * BATCH, 20.0), buffered)  # type: ignore[arg-type]
+    visits, staleness, dropped = train(second, again, 6, begun=3)
+    assert visits == list(range(3 * BATCH, 9 * BATCH)) and not dropped and max(staleness) <= 2
+    assert second.submitted == 6 * BATCH - len(buffered)
+    assert again.balance() == (9 * BATCH, 0)
+    again.close()
