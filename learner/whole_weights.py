@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from learner.deepspeed_engine import gathered, whole_shape
+from learner.memory_copies import MemoryCopies
 from learner.policy import Policy
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -40,7 +41,8 @@ class WholeWeights:
     def copies(self) -> dict[str, torch.Tensor]:
         """A copy of the whole model on rank 0; empty on the others, which take part in the gather."""
         copies: dict[str, torch.Tensor] = {}
+        memory = MemoryCopies()
         for bucket in self.buckets([[name] for name in self._policy.named_weights()]):
             if self.rank == 0:
-                copies |= {name: tensor.to("cpu", copy=True) for name, tensor in bucket}
+                copies |= {name: memory.copy(tensor) for name, tensor in bucket}
         return copies
