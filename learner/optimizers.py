@@ -38,8 +38,9 @@ def zero_state(optimizer: Any, master: torch.Tensor, steps: int) -> dict[str, An
     if isinstance(optimizer, torch.optim.AdamW):
         moments = {key: torch.zeros_like(master) for key in ("exp_avg", "exp_avg_sq")}
         return {"step": torch.tensor(float(steps)), **moments}
-    optimizer.init_state(optimizer.param_groups[0], master, 0, 0)  # in 32 bits if the master is a small one
-    return {**optimizer.state.pop(master), "step": steps}
+    alone = type(optimizer)([master])
+    alone.init_state(alone.param_groups[0], master, 0, 0)  # in 32 bits if the master is a small one
+    return {**alone.state[master], "step": steps}
 
 
 def moments_of(keys: Iterable[str]) -> list[str]:
