@@ -26,6 +26,7 @@ from learner.checkpoint_writer import BackgroundWriter, FileFacts, described, fl
 from learner.collectives import from_rank_0, max_over_ranks, sum_over_ranks
 from learner.deepspeed_engine import build_engine, gathered, join_process_group
 from learner.lora import FOLDER
+from learner.memory_copies import MemoryCopies
 from learner.objectives import OBJECTIVES, LossInputs, loss_options, total_loss
 from learner.offload import OptimizerOffload
 from learner.policy import Policy, SampledFrom, load_policy
@@ -92,6 +93,7 @@ class LearnerRank:
         self._sender: Sender | None = None
         self._weights = WholeWeights(self._policy, config.learner.zero_stage, options.rank)
         self._writer: BackgroundWriter[dict[str, FileFacts]] = BackgroundWriter()
+        self._copies = MemoryCopies()
 
     def ready(self) -> int:
         """The process id, once the constructor is through."""
@@ -292,9 +294,17 @@ class LearnerRank:
     def begin_save(self, folder: Path) -> None:
         """Copy this rank's state in memory and write it in the background: trainer state of every rank,
         and from rank 0 the model as a Hugging Face folder."""
-        weights, adapters = self.whole_weights(), self._whole_adapters()
-        tensors, facts = trainer_state.snapshot(self._engine, self.version)
-        self._writer.start(lambda: self._write(folder, weights, adapters, tensors, facts))
+        self._writer.done(wait=True)  # whose copies lie where these will
+        weights, adapters = self._weights.copies(self._copies.copy), self._whole_adapters()
+        tensors, facts = trainer_state.snapshot(self._engine, self.version, self._copies)
+
+        def write() -> dict[str, FileFacts]:
+            try:
+                return self._write(folder, weights, adapters, tensors, facts)
+            finally:
+                self._copies.lend()
+
+        self._writer.start(write)
 
     def saved(self, wait: bool) -> dict[str, FileFacts] | None:
         """What the last save wrote, by path in its folder, once it is on disk; None before. Raises what kept it from

@@ -22,9 +22,8 @@ from learner.partitions import Partition, Slice, master_tensors, partitions
 Tensors = dict[str, torch.Tensor]
 
 
-def snapshot(engine: Any, version: int) -> tuple[Tensors, dict[str, Any]]:
+def snapshot(engine: Any, version: int, memory: MemoryCopies) -> tuple[Tensors, dict[str, Any]]:
     """One memory copy of this rank's state: (tensors by name, what goes into the JSON)."""
-    memory = MemoryCopies()
     tensors: Tensors = {}
     scalars: dict[str, Any] = {}
     for index, master in enumerate(master_tensors(engine)):

@@ -176,6 +176,11 @@ def test_copies_are_equal_apart_and_can_be_saved(tmp_path: Path) -> None:
         assert torch.equal(saved[name], tensor) and torch.equal(copies[name], tensor)
     originals["after"].zero_()
     assert copies["after"].any()
+    places = [copy.data_ptr() for copy in copies.values()]
+    memory.lend()
+    again = [memory.copy(tensor) for tensor in originals.values()]
+    assert [copy.data_ptr() for copy in again] == places, "in the same memory"
+    assert all(torch.equal(copy, original) for copy, original in zip(again, originals.values(), strict=True))
 
 
 # -- damaged --------------------------------------------------------------------------------------
