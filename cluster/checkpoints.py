@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,11 @@ class Checkpoints:
         self._under_way, self._sealing = None, False
         self._sealed()
         return folder
+
+    def settle(self) -> None:
+        """Wait for what is being sealed or deleted: what is found after this stays as it is."""
+        with suppress(OSError):  # of a save that nobody waits for any more
+            self._background.done(wait=True, seconds=SEAL_SECONDS)
 
     def _finish(self, folder: Path, state: LoopState, written: Mapping[str, FileFacts]) -> None:
         seal(folder, state, written)

@@ -36,7 +36,7 @@ class BackgroundWriter(Generic[Answer]):
         """Run `write` in the background, after the one before it has ended."""
         self.done(wait=True)
         self.answer = None
-        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
+        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint", daemon=True)
         self._thread.start()
 
     def done(self, wait: bool, seconds: float | None = None) -> bool:

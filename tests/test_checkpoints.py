@@ -110,6 +110,17 @@ def test_polling_alone_finishes_a_save(tmp_path: Path) -> None:
     assert load_state(path) == state(1) and heard == ["sealed"]
 
 
+def test_once_settled_nothing_is_sealed_or_deleted_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoints, ranks = Checkpoints(tmp_path, keep=1), Ranks()
+    old = save(checkpoints, 1)
+    checkpoints.begin(ranks.group, state(2))
+    assert ranks.saved(wait=True)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: time.sleep(0.3))  # a disk that takes its time
+    assert checkpoints.poll(ranks.group) is None and checkpoints.all() == [old]
+    checkpoints.settle()
+    assert names(checkpoints) == ["step_000002"] and not old.exists()
+
+
 def test_what_a_rank_has_hashed_is_not_hashed_again(tmp_path: Path) -> None:
     (tmp_path / MODEL).write_bytes(b"1234")
     (tmp_path / "more").write_bytes(b"5")
