@@ -140,6 +140,7 @@ def _loop(run: Run, done: int) -> Outcome:
             take_step = supervised_step if run.config.learner.supervised else train_step
             return train_loop(run, done, interrupts, take_step)
     finally:
+        run.checkpoints.settle()
         run.samples.close()
         run.account.handed_out, _ = run.samples.balance()
         run.display.stop()

@@ -15,6 +15,7 @@ from actors.waiting import ask, wait_for
 from cluster.heartbeats import HEALTH
 from configs.errors import RunError
 from learner.batching import Sequence
+from learner.checkpoint_writer import FileFacts
 from learner.rank import with_old_logprobs
 
 ALIVE_SECONDS = 10.0
@@ -71,6 +72,8 @@ class LearnerGroup:
         """Copy the state in memory and have it written to `folder` in the background."""
         self.call("begin_save", folder)
 
-    def saved(self, wait: bool) -> bool:
-        """Whether every rank has written; with `wait`, once they have. Raises what writing raised."""
-        return all(self.call("saved", wait))
+    def saved(self, wait: bool) -> dict[str, FileFacts] | None:
+        """What the ranks have written, by path in the checkpoint's folder; None as long as one is still writing, which
+        `wait` waits for. Raises what writing raised."""
+        written = self.call("saved", wait)
+        return None if None in written else {name: facts for each in written for name, facts in each.items()}

@@ -16,7 +16,7 @@ from actors.rollout_worker import SampleRequest
 from actors.sampling import OnDemand, Sampled
 from actors.stream import SampleStream
 from cluster.account import Account
-from cluster.checkpoints import BUFFER, Checkpoints, LoopState, state_of
+from cluster.checkpoints import BUFFER, Checkpoints, LoopState
 from cluster.interrupts import Interrupts
 from cluster.metrics import group_metrics, staleness_metrics
 from cluster.progress import Display
@@ -130,7 +130,7 @@ def train_step(run: Run, step: int) -> None:
 
 def reset_reference(run: Run, step: int) -> None:
     """The current policy becomes the reference (ProRL); references that no checkpoint needs are deleted."""
-    needed = [run.references.current, *(state_of(path).reference for path in run.checkpoints.all())]
+    needed = [run.references.current, *(state.reference for _, state in run.checkpoints.states())]
     run.actors.learner.reset_reference(run.references.begin(step))
     run.references.keep(needed)
     run.display.say(f"the reference policy is now that of step {step}")

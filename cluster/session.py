@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from actors.restarts import Restarts
 from cluster.account import Account
 from cluster.attempt import BEFORE_THE_START, Start, attempt
-from cluster.checkpoints import Checkpoints, LoopState, load_state
+from cluster.checkpoints import Checkpoints, LoopState
 from cluster.engine_fit import check_kv_cache
 from cluster.jobs import current_job, stop_notice
 from cluster.learner_group import LearnerLost
 from cluster.loop import Outcome, best_facts
-from cluster.materials import Materials, Say, prepare
+from cluster.materials import Materials, prepare
 from cluster.mirror import mirrored
 from cluster.model_on_nodes import provide_model
 from cluster.nodes import nodes_for_actors
@@ -22,39 +21,11 @@ from cluster.placement import Placement, place
 from cluster.preflight import check_disk, check_nodes
 from cluster.progress import Display
 from cluster.ray_session import ray_session
+from cluster.resume import Resumed
 from cluster.run_folder import RunFolder
-from cluster.run_place import RunPlace, leave, new_place, resumed_place
-from configs.errors import UsageError
+from cluster.run_place import RunPlace, leave, new_place
 from configs.loading import dump_config
 from configs.schema import Config
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """Where a resumed run goes on: its place, its newest checkpoint, and the loop's state in it."""
-
-    place: RunPlace
-    checkpoint: Path
-    state: LoopState
-
-
-def find_resumed(run: str, config: Config, say: Say) -> Resumed:
-    """The newest whole checkpoint of a run in a folder or at a URL, verified. UsageError if there is none."""
-    place = resumed_place(run, config, say)
-    run_folder = RunFolder(place.folder)
-    newest = Checkpoints(run_folder.checkpoints, keep=1).newest()
-    if newest is None:
-        raise UsageError(
-            f"--resume {run}: there is no whole checkpoint in {run_folder.checkpoints}. "
-            f"Start a new run with --config {place.folder / 'config.yaml'}."
-        )
-    state = load_state(newest)
-    if state.step >= config.training.steps:
-        raise UsageError(
-            f"--resume {run}: its {state.step} steps are done. To go on, raise training.steps "
-            f"(training.steps={2 * state.step}, say)."
-        )
-    return Resumed(place, newest, state)
 
 
 def run_session(config: Config, recipe: str, resumed: Resumed | None, display: Display) -> int:
@@ -116,11 +87,11 @@ def _train(
             return attempt(config, materials, folder, start, display, placement, account, restarts)
         except LearnerLost as error:
             restarts.allow("The learner", str(error))
-        newest = Checkpoints(folder.checkpoints, config.checkpoint.keep).newest()
-        start = Start(newest, load_state(newest) if newest else first, again=True)
+        newest = Checkpoints(folder.checkpoints, config.checkpoint.keep).newest_verified(display.say)
+        start = Start(*newest, again=True) if newest else Start(None, first, again=True)
         account.rewind(start.state)
-        folder.rewind(start.state.step if newest else BEFORE_THE_START)
-        display.say(f"everything goes back to {newest.name if newest else 'the start'}")
+        folder.rewind(start.state.step if start.checkpoint else BEFORE_THE_START)
+        display.say(f"everything goes back to {start.checkpoint.name if start.checkpoint else 'the start'}")
         placement = place(config, nodes_for_actors())
 
 

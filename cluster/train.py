@@ -49,11 +49,14 @@ def train(arguments: Arguments) -> int:
     from cluster.progress import Display
 
     display = Display(arguments.config.telemetry.live)
+    if arguments.resume_auto:
+        display.say(f"--resume auto: going on with {arguments.resume}, the newest run that can be gone on with")
     check_before_ray(arguments.config, display.say if arguments.dry_run else lambda _: None)  # a run says it later
     if arguments.dry_run:
         display.say("The config is valid. Nothing was started, as --dry-run asks.")
         return 0
-    from cluster.session import find_resumed, run_session
+    from cluster.resume import find_resumed
+    from cluster.session import run_session
 
     resumed = find_resumed(arguments.resume, arguments.config, display.say) if arguments.resume else None
     return run_session(arguments.config, arguments.config_name, resumed, display)

@@ -15,17 +15,30 @@ from typing import NoReturn
 from configs.errors import UsageError
 from configs.loading import find_config, load_config, parse_override, recipe_names
 from configs.mistakes import COMMAND_LINE, shown
+from configs.newest_run import AUTO, newest_run
 from configs.options import OPTIONS, SECTIONS, find_option
-from configs.schema import Config
+from configs.schema import Config, Training
 from configs.urls import fetch_config, is_url
 
-# A resumed run computes what it would have computed; these only say how long, and what is watched.
-RESUME_MAY_CHANGE = ("training.steps", "evaluation.", "checkpoint.", "telemetry.", "cluster.dashboard_port")
+# A resumed run computes what it would have computed; these only say how long, what is watched, and who computes.
+RESUME_MAY_CHANGE = (
+    "training.steps",
+    "evaluation.",
+    "checkpoint.",
+    "telemetry.",
+    "cluster.dashboard_port",
+    "cluster.learner_ranks",
+    "learner.zero_stage",
+)
+RUNS_DIR = "training.runs_dir"
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a command line asks for. `config_name` names the recipe, or on --resume the run."""
+    """What a command line asks for. `config_name` names the recipe, or on --resume the run.
+
+    resume: a run's folder or URL; resume_auto: whether it was found and not given.
+    """
 
     config: Config
     config_name: str
@@ -33,6 +46,7 @@ class Arguments:
     dry_run: bool
     plan: bool
     resume: str | None
+    resume_auto: bool = False
 
 
 def parse_arguments(argv: Sequence[str] | None, prog: str, default_config: Path | str) -> Arguments:
@@ -47,8 +61,11 @@ def parse_arguments(argv: Sequence[str] | None, prog: str, default_config: Path 
             f"{COMMAND_LINE}: --config {given.config} and --resume {given.resume} contradict each other: "
             f"a resumed run keeps its own config. Leave one of them away."
         )
-    if given.resume is not None:
-        config, name = _resumed_config(given.resume, given.overrides), Path(given.resume).resolve().name
+    resume, overrides = given.resume, given.overrides
+    if resume == AUTO:
+        resume, overrides = _find_run(overrides)
+    if resume is not None:
+        config, name = _resumed_config(resume, overrides), Path(resume).resolve().name
     else:
         file = find_config(given.config or default_config)
         config, name = load_config(file, given.overrides), file.stem
@@ -58,8 +75,16 @@ def parse_arguments(argv: Sequence[str] | None, prog: str, default_config: Path 
         print_config=given.print_config,
         dry_run=given.dry_run,
         plan=given.plan,
-        resume=given.resume,
+        resume=resume,
+        resume_auto=given.resume == AUTO,
     )
+
+
+def _find_run(overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """(the run that --resume auto means, the overrides but for the folder to look in)."""
+    settings = [(parse_override(text), text) for text in overrides]
+    given = [str(setting.value) for setting, _ in settings if setting.key == RUNS_DIR]
+    return newest_run(given[-1] if given else Training().runs_dir), [t for s, t in settings if s.key != RUNS_DIR]
 
 
 def _resumed_config(run: str, overrides: Sequence[str]) -> Config:
@@ -112,7 +137,12 @@ def _parser(prog: str, default_config: Path | str) -> argparse.ArgumentParser:
         metavar="X",
         help=f"a YAML file, or a recipe by name: {', '.join(recipe_names())} (default: {default_config})",
     )
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder or at this URL, exactly")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help=f"go on with the run in this folder or at this URL, exactly; {AUTO}: with the newest in {RUNS_DIR} "
+        "that has a checkpoint and is not finished",
+    )
     parser.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument("--dry-run", action="store_true", help="check everything and stop before any actor starts")
     parser.add_argument("--plan", action="store_true", help="print the memory and time that a run takes here, and stop")

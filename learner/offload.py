@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from learner.trainer_state import master_tensors
+from learner.partitions import master_tensors
 
 
 class OptimizerOffload:

@@ -20,12 +20,13 @@ from transformers import AutoTokenizer
 
 from configs.errors import RunError
 from configs.schema import Config
-from learner import trainer_state
+from learner import resharding, trainer_state
 from learner.batching import MicroBatch, Sequence, kept, micro_batches, token_weights
-from learner.checkpoint_writer import BackgroundWriter, flush_to_disk, write_model
+from learner.checkpoint_writer import BackgroundWriter, FileFacts, described, flush_to_disk, write_model
 from learner.collectives import from_rank_0, max_over_ranks, sum_over_ranks
 from learner.deepspeed_engine import build_engine, gathered, join_process_group
 from learner.lora import FOLDER
+from learner.memory_copies import MemoryCopies
 from learner.objectives import OBJECTIVES, LossInputs, loss_options, total_loss
 from learner.offload import OptimizerOffload
 from learner.policy import Policy, SampledFrom, load_policy
@@ -34,6 +35,8 @@ from learner.schedule import learning_rate
 from learner.whole_weights import WholeWeights
 
 Tensors = dict[str, torch.Tensor]
+
+TRAINER = "trainer"  # the folder of every rank's state in a checkpoint
 
 
 class Sender(Protocol):
@@ -89,7 +92,8 @@ class LearnerRank:
         self._reference = self._load_reference(options.reference_path) if config.learner.needs_reference else None
         self._sender: Sender | None = None
         self._weights = WholeWeights(self._policy, config.learner.zero_stage, options.rank)
-        self._writer = BackgroundWriter()
+        self._writer: BackgroundWriter[dict[str, FileFacts]] = BackgroundWriter()
+        self._copies = MemoryCopies()
 
     def ready(self) -> int:
         """The process id, once the constructor is through."""
@@ -290,34 +294,44 @@ class LearnerRank:
     def begin_save(self, folder: Path) -> None:
         """Copy this rank's state in memory and write it in the background: trainer state of every rank,
         and from rank 0 the model as a Hugging Face folder."""
-        weights, adapters = self.whole_weights(), self._whole_adapters()
-        tensors, scalars = trainer_state.snapshot(self._engine)
-        scalars["version"] = self.version
-        self._writer.start(lambda: self._write(folder, weights, adapters, tensors, scalars))
+        self._writer.done(wait=True)  # whose copies lie where these will
+        weights, adapters = self._weights.copies(self._copies.copy), self._whole_adapters()
+        tensors, facts = trainer_state.snapshot(self._engine, self.version, self._copies)
 
-    def saved(self, wait: bool) -> bool:
-        """Whether the last save is on disk; raises what kept it from there."""
-        return self._writer.done(wait)
+        def write() -> dict[str, FileFacts]:
+            try:
+                return self._write(folder, weights, adapters, tensors, facts)
+            finally:
+                self._copies.lend()
+
+        self._writer.start(write)
+
+    def saved(self, wait: bool) -> dict[str, FileFacts] | None:
+        """What the last save wrote, by path in its folder, once it is on disk; None before. Raises what kept it from
+        there."""
+        return self._writer.answer if self._writer.done(wait) else None
 
     def _write(
-        self, folder: Path, weights: Tensors, adapters: Tensors, tensors: Tensors, scalars: dict[str, Any]
-    ) -> None:
-        if self.options.rank == 0:
+        self, folder: Path, weights: Tensors, adapters: Tensors, tensors: Tensors, facts: dict[str, Any]
+    ) -> dict[str, FileFacts]:
+        rank, trainer = self.options.rank, folder / TRAINER
+        if rank == 0:
             self._write_model(folder, weights)
         if adapters:
             self._policy.adapters.write(folder / FOLDER, adapters)
-        trainer_state.write(folder / "trainer", self.options.rank, tensors, scalars)
+        trainer_state.write(trainer, rank, tensors, facts)
         flush_to_disk(folder)
+        shared = [path for path in folder.rglob("*") if path.parent != trainer and path.is_file()] if rank == 0 else []
+        return {str(path.relative_to(folder)): described(path) for path in [*shared, *trainer.glob(f"rank_{rank}.*")]}
 
     def _write_model(self, folder: Path, weights: dict[str, Any]) -> None:
         model = self._policy.model
         write_model(folder, weights, [model.config, model.generation_config], self._tokenizer)
 
     def load_trainer_state(self, folder: Path) -> None:
-        """Put back what `begin_save` wrote; the engine was built from the same checkpoint's weights."""
-        tensors, scalars = trainer_state.read(folder, self.options.rank)
-        self.version = int(scalars.pop("version"))
-        trainer_state.restore(self._engine, tensors, scalars)
+        """Put back what `begin_save` wrote, whatever the ranks and the ZeRO stage then; the engine was built from the
+        same checkpoint's weights."""
+        self.version = resharding.load(self._engine, folder, self.options.rank)
 
     def close(self) -> None:
         """Finish writing and leave the process group."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -10,7 +10,13 @@ from learner.deepspeed_engine import gathered, whole_shape
 from learner.policy import Policy
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+Copy = Callable[[torch.Tensor], torch.Tensor]  # to the CPU's memory
 NamedTensors = list[tuple[str, torch.Tensor]]
+
+
+def in_new_memory(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in the CPU's memory."""
+    return tensor.to("cpu", copy=True)
 
 
 class WholeWeights:
@@ -37,10 +43,10 @@ class WholeWeights:
             with gathered(held, self._zero_stage):
                 yield [(name, adapters.merged(name, weights[name].data)) for name in names]
 
-    def copies(self) -> dict[str, torch.Tensor]:
-        """A copy of the whole model on rank 0; empty on the others, which take part in the gather."""
+    def copies(self, copy: Copy = in_new_memory) -> dict[str, torch.Tensor]:
+        """A copy, made by `copy`, of the whole model on rank 0; empty on the others, which take part in the gather."""
         copies: dict[str, torch.Tensor] = {}
         for bucket in self.buckets([[name] for name in self._policy.named_weights()]):
             if self.rank == 0:
-                copies |= {name: tensor.to("cpu", copy=True) for name, tensor in bucket}
+                copies |= {name: copy(tensor) for name, tensor in bucket}
         return copies

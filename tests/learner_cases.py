@@ -69,6 +69,7 @@ class Case:
     tied: bool = False
     dtype: str = "float32"
     optimizer: str = "adamw"
+    lora: int = 0
     mutant: str | None = None
     use: str = "step"
     learner: Overrides = ()
@@ -77,7 +78,8 @@ class Case:
     def name(self) -> str:
         parts = [self.use, f"zero{self.zero}", f"{self.ranks}ranks", BUDGETS[self.budget]]
         parts += ["packed" if self.packing else "padded", self.dtype, self.optimizer]
-        parts += ["checkpointing"] * self.checkpointing + ["tied"] * self.tied + [self.mutant or ""]
+        parts += ["checkpointing"] * self.checkpointing + ["tied"] * self.tied
+        parts += ["lora"] * bool(self.lora) + [self.mutant or ""]
         parts += [f"{key}={value}" for key, value in self.learner]
         return "-".join(filter(None, parts)).replace(" ", "_")
 
@@ -87,7 +89,7 @@ class Case:
 
     def config(self) -> dict[str, Any]:
         return {
-            "model": {"dtype": self.dtype, "gradient_checkpointing": self.checkpointing},
+            "model": {"dtype": self.dtype, "gradient_checkpointing": self.checkpointing, "lora_rank": self.lora},
             "data": {"max_prompt_tokens": MAX_PROMPT},
             "rollout": {"temperature": TEMPERATURE, "max_completion_tokens": MAX_COMPLETION},
             "learner": {
@@ -150,7 +152,7 @@ def run_processes(
             "name": job.name,
             "config": job.case.config(),
             "model": str(models[job.case.model]),
-            "reference": str(models["reference"]),
+            "reference": str(models[job.case.model if job.case.lora else "reference"]),
             "resume": str(job.resume) if job.resume else None,
             "mutant": job.case.mutant,
             "actions": job.actions,

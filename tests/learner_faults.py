@@ -13,8 +13,11 @@ import torch
 
 import learner.objectives
 import learner.rank
+import learner.resharding
+import learner.trainer_state
 from learner.batching import MicroBatch, kept, micro_batches, token_weights
 from learner.objectives import LossInputs, LossOptions, k3, total_loss
+from learner.partitions import Partition, partitions
 from learner.policy import Policy
 from learner.rank import LearnerRank
 
@@ -87,6 +90,16 @@ def _keeping_one(sequences: Sequence[Any], weights: Sequence[float], threshold: 
     return kept(sequences, weights, threshold) or [0]
 
 
+# -- checkpoints ----------------------------------------------------------------------------------
+
+
+def _shifted_by_one(engine: Any) -> list[Partition]:
+    return [
+        Partition(numel, tuple(s._replace(offset=max(0, s.offset - 1)) for s in slices))
+        for numel, slices in partitions(engine)
+    ]
+
+
 MUTANTS: dict[str, AbstractContextManager[Any]] = {
     "loss normalised per micro-batch": patch.object(learner.rank, "micro_batches", _normalised_per_micro_batch),
     "gradient averaged over ranks": patch.object(LearnerRank, "_loss", _averaged_over_ranks),
@@ -108,5 +121,7 @@ MUTANTS: dict[str, AbstractContextManager[Any]] = {
     ),
     "loss normalised by what is left": patch.object(learner.rank, "token_weights", _weights_of_survivors),
     "a step on nothing": patch.object(learner.rank, "kept", _keeping_one),
+    "offsets shifted by one": patch.object(learner.trainer_state, "partitions", _shifted_by_one),
+    "moments not put together": patch.object(learner.resharding, "moments_of", lambda keys: []),
     "moments lost in sleep": patch.object(LearnerRank, "wake", lambda self: self._engine.basic_optimizer.state.clear()),
 }

@@ -433,7 +433,7 @@ def test_resume_takes_the_run_folders_config_and_few_overrides(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "override", ["learner.learning_rate=1", "training.seed=1", "training.steps_=3", "cluster.learner_ranks=2"]
+    "override", ["learner.learning_rate=1", "training.seed=1", "training.steps_=3", "cluster.max_staleness=2"]
 )
 def test_resume_refuses_to_compute_something_else(override: str, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(dump_config(Config()))
