@@ -18,6 +18,7 @@ from configs.errors import RunError
 from configs.schema import Config
 from data.records import Completion, Group, Problem, Prompt
 from data.rollouts import read_groups
+from learner.alarms import Alarms
 from learner.batching import Sequence
 from tests.small_run import arguments, metrics, start, status
 
@@ -100,7 +101,7 @@ def checked(sampled: float, version: int) -> dict[str, float]:
     rollouts = SimpleNamespace(probed=lambda references: [probe])
     actors = SimpleNamespace(rollouts=rollouts, learner=Learner(-1.0))
     run: Any = SimpleNamespace(probes="asked", version=3, actors=actors, config=Config())
-    return check_push(run)
+    return check_push(run, Alarms(run.config.training.guards))
 
 
 def test_a_push_that_arrived_is_confirmed() -> None:
