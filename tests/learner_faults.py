@@ -17,6 +17,7 @@ from learner.batching import MicroBatch, kept, micro_batches, token_weights
 from learner.objectives import LossInputs, LossOptions, k3, total_loss
 from learner.policy import Policy
 from learner.rank import LearnerRank
+from learner.step_gate import StepGate
 
 
 def planted(name: str | None) -> AbstractContextManager[Any]:
@@ -108,5 +109,6 @@ MUTANTS: dict[str, AbstractContextManager[Any]] = {
     ),
     "loss normalised by what is left": patch.object(learner.rank, "token_weights", _weights_of_survivors),
     "a step on nothing": patch.object(learner.rank, "kept", _keeping_one),
+    "a gate left open": patch.object(StepGate, "_pass_on", lambda gate: gate._optimizer_step()),
     "moments lost in sleep": patch.object(LearnerRank, "wake", lambda self: self._engine.basic_optimizer.state.clear()),
 }
