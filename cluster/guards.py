@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -64,13 +64,12 @@ class Guards:
 
     def limits(self) -> Limits:
         """What the next update is held to. A norm that is not even clipped is no spike."""
-        if len(self._norms) < KNOWN:
-            return NO_LIMITS
-        supervised = self._config.learner.supervised  # imitation makes a model as sure as its demonstrations are
-        return Limits(
-            grad_norm=max(SPIKE * median(self._norms), self._config.learner.max_grad_norm),
-            entropy=0.0 if supervised else COLLAPSE * median(self._entropies),
-        )
+        learner, limits = self._config.learner, NO_LIMITS
+        if len(self._norms) >= KNOWN:
+            limits = replace(limits, grad_norm=max(SPIKE * median(self._norms), learner.max_grad_norm))
+        if len(self._entropies) >= KNOWN and not learner.supervised:  # who imitates may grow as sure as can be
+            limits = replace(limits, entropy=COLLAPSE * median(self._entropies))
+        return limits
 
     def look(self, sampled: Mapping[str, float]) -> Alarms:
         """Alarms over a sampling batch, from its metrics; RunError where the run is to stop."""
@@ -101,7 +100,7 @@ class Guards:
 
     def observe(self, line: Mapping[str, Any]) -> list[str]:
         """Take in a line of metrics.jsonl; what to say of it: a guard's first time, its 10th, its 100th."""
-        if "policy/grad_norm" in line:
+        if line.get("policy/grad_norm"):  # of groups without spread it is 0, which says nothing of the others
             self._norms.append(line["policy/grad_norm"])
         if "policy/entropy" in line:
             self._entropies.append(line["policy/entropy"])

@@ -163,6 +163,8 @@ def test_limits_are_multiples_of_running_medians_once_some_steps_are_known() -> 
     assert Guards(config, HEALTHY[: KNOWN - 1]).limits() == Limits()
     limits = Guards(config, HEALTHY[:9]).limits()
     assert limits.grad_norm == SPIKE * 3.0 and limits.entropy == pytest.approx(COLLAPSE * 0.475)
+    flat = [line(step, policy__grad_norm=0.0) for step in range(1, 41)]
+    assert Guards(config, [*HEALTHY, *flat]).limits().grad_norm == SPIKE * 3.0, "no gradient is no norm to compare with"
     small = [line(step, policy__grad_norm=1e-3) for step in range(1, 21)]
     assert Guards(config, small).limits().grad_norm == config.learner.max_grad_norm, "what is not clipped is no spike"
     risen = Guards(config, [*HEALTHY, *(line(20 + i, policy__grad_norm=100.0) for i in range(WINDOW // 2 + 1))])
@@ -310,7 +312,7 @@ def assert_same_after_rewind(run: Path, tmp_path: Path) -> None:
             )
 
 
-SPIKED, LOST, CUT, BROKEN = 4, 5, 6, 7  # the steps of the planted faults
+SPIKED, LOST, CUT, BROKEN, SHIFTED = 4, 5, 6, 7, 8  # the steps of the planted faults
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +323,7 @@ def faulty(folder: Path) -> Path:
         patched.setattr(cluster.guards, "KNOWN", 2)
         patched.setattr(cluster.loop, "sequences_of", with_faults(cluster.loop.sequences_of))
         patched.setattr(cluster.loop, "sample_batch", with_bad_groups(cluster.loop.sample_batch))
-        more = ("training.steps=8", "checkpoint.every=1", "checkpoint.keep=9", "telemetry.tensorboard=false")
+        more = ("training.steps=9", "checkpoint.every=1", "checkpoint.keep=9", "telemetry.tensorboard=false")
         assert main(arguments(folder, "faulty", *more, *guards)) == 0
     return folder / "faulty"
 
@@ -339,15 +341,18 @@ def with_faults(right: Any) -> Any:
 
 def with_bad_groups(right: Any) -> Any:
     calls = iter(range(1, 100))
+    of_completions = {
+        CUT: lambda completion: replace(completion, finish_reason="length"),
+        SHIFTED: lambda completion: replace(completion, logprobs=completion.logprobs + 0.5),
+    }
+    of_verdicts = {BROKEN: lambda verdict: replace(verdict, outcome="error")}
 
     def sample_batch(run: Any) -> Any:
         step, sampled = next(calls), right(run)
-        if step == CUT:
-            groups = [replace(g, completions=tuple(replace(c, finish_reason="length") for c in g.completions))
-                      for g in sampled.groups]  # fmt: skip
-        elif step == BROKEN:
-            groups = [replace(g, verdicts=tuple(replace(v, outcome="error") for v in g.verdicts))
-                      for g in sampled.groups]  # fmt: skip
+        if change := of_completions.get(step):
+            groups = [replace(g, completions=tuple(map(change, g.completions))) for g in sampled.groups]
+        elif change := of_verdicts.get(step):
+            groups = [replace(g, verdicts=tuple(map(change, g.verdicts))) for g in sampled.groups]
         else:
             groups = sampled.groups
         return replace(sampled, groups=groups)
@@ -363,17 +368,20 @@ def test_planted_faults_are_skipped_counted_and_shown(faulty: Path, capsys: pyte
         LOST: ["guard/nan"],
         CUT: ["guard/truncated"],
         BROKEN: ["guard/verifier_errors"],
+        SHIFTED: ["guard/logprob_diff"],
     }
-    assert [lines[step]["policy/version"] for step in range(1, 9)] == [1, 2, 3, 3, 3, 4, 4, 5]
+    assert [lines[step]["policy/version"] for step in range(1, 10)] == [1, 2, 3, 3, 3, 4, 4, 4, 5]
     found = status(faulty)["guards"]
-    assert [guard for guard, state in found.items() if state == "ok"] == ["entropy", "logprob_diff", "reward_flat"]
+    assert [guard for guard, state in found.items() if state == "ok"] == ["entropy", "reward_flat"]
     assert found["nan"] == {
         "saw": "the loss or the gradient is no number", "step": LOST, "times": 1, "action": "skip",
     }  # fmt: skip
     json.loads((faulty / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
-    states = {step: trainer_state(faulty, step) for step in range(1, 9)}
+    states = {step: trainer_state(faulty, step) for step in range(1, 10)}
     assert states[SPIKED - 1] == states[SPIKED] == states[LOST] != states[CUT]
-    assert states[CUT] == states[BROKEN] != states[8]
+    assert states[CUT] == states[BROKEN] == states[SHIFTED] != states[9]
+    pushed = [each["step"] for each in RunFolder(faulty).read_metrics() if "time/sync_copy" in each]
+    assert pushed == [1, 2, 3, CUT, SHIFTED, 9], "weights that do not seem to have arrived are pushed again"
 
 
 def trainer_state(run: Path, step: int) -> tuple[bytes, ...]:
@@ -382,5 +390,8 @@ def trainer_state(run: Path, step: int) -> tuple[bytes, ...]:
     return tuple(path.read_bytes() for path in files)
 
 
-def test_the_counts_of_what_fired_survive_a_rewind(faulty: Path, tmp_path: Path) -> None:
+def test_what_fired_is_known_after_a_rewind_and_by_a_resumed_run(faulty: Path, tmp_path: Path) -> None:
     assert_same_after_rewind(faulty, tmp_path)
+    before = status(faulty)["guards"]
+    assert main(["--resume", str(faulty), "training.steps=10"]) == 0
+    assert metrics(faulty)[-1]["step"] == 10 and status(faulty)["guards"] == before
