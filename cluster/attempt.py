@@ -11,6 +11,7 @@ from actors.stream import SampleStream, StreamOptions
 from cluster.account import Account
 from cluster.checkpoints import BUFFER, Checkpoints, LoopState
 from cluster.curation import make_sampler
+from cluster.guards import Guards
 from cluster.interrupts import Interrupts
 from cluster.loop import Outcome, Run, sample_request, train_loop, train_step
 from cluster.materials import Materials
@@ -84,6 +85,7 @@ def attempt(
             tensorboard=tensorboard,
             display=display,
             references=references,
+            guards=Guards(config, folder.read_metrics()),
             resets=ReferenceResets(config.learner, state.rewards_since_reset),
             values=values,
             version=state.version,

@@ -14,6 +14,7 @@ from actors.crew import OPTION
 from actors.waiting import ask, wait_for
 from cluster.heartbeats import HEALTH
 from configs.errors import RunError
+from learner.alarms import NO_LIMITS, Limits
 from learner.batching import Sequence
 from learner.checkpoint_writer import FileFacts
 from learner.rank import with_old_logprobs
@@ -51,9 +52,9 @@ class LearnerGroup:
         ray.wait(references, num_returns=len(references), timeout=ALIVE_SECONDS)
         wait_for(references, ALIVE_SECONDS, "A learner rank (heartbeat)", OPTION, lost=LearnerLost)
 
-    def update(self, sequences: list[Sequence], on_policy: bool) -> dict[str, float]:
+    def update(self, sequences: list[Sequence], on_policy: bool, limits: Limits = NO_LIMITS) -> dict[str, float]:
         """One optimizer step on one update batch; its metrics."""
-        return self.call("update", ray.put(sequences), on_policy)[0]
+        return self.call("update", ray.put(sequences), on_policy, limits)[0]
 
     def with_old_logprobs(self, sequences: list[Sequence]) -> list[Sequence]:
         """pi_old for several updates per sampling batch: one pass without gradient, before the first."""

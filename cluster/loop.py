@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
-
-import numpy as np
 
 from actors.engine import Sampling
 from actors.restarts import Restarts
@@ -17,6 +16,7 @@ from actors.sampling import OnDemand, Sampled
 from actors.stream import SampleStream
 from cluster.account import Account
 from cluster.checkpoints import BUFFER, Checkpoints, LoopState
+from cluster.guards import Guards
 from cluster.interrupts import Interrupts
 from cluster.metrics import group_metrics, staleness_metrics
 from cluster.progress import Display
@@ -25,18 +25,20 @@ from cluster.run_folder import RunFolder
 from cluster.start import Actors
 from cluster.tensorboard import TensorBoard
 from cluster.turns import Turns
-from configs.errors import RunError
+from cluster.update_metrics import combined
 from configs.schema import Config
 from data.hashing import stable_hash
 from data.records import Group, Prompt
 from data.rollouts import write_groups
 from data.sampler import PromptSampler
 from evaluation.accuracy import Accuracy, measure_accuracy
+from learner.alarms import NO_LIMITS, Alarms, Limits
 from learner.batching import Sequence
 from learner.from_groups import OptimalValues, sequences_of, update_batches
 from learner.push_check import check_logprobs, difference, probe_sequences
 
 PROBE_TOKENS = 16
+SKIPPED = {"policy/updates": 0.0, "policy/filtered": 0.0}  # the metrics of updates that a guard left out
 
 
 @dataclass
@@ -57,6 +59,7 @@ class Run:
     display: Display
     references: References
     resets: ReferenceResets
+    guards: Guards
     values: OptimalValues | None = None
     version: int = 0
     evaluated: tuple[int, Accuracy] | None = None  # the last evaluation, and the step it was made after
@@ -107,14 +110,16 @@ def train_step(run: Run, step: int) -> None:
     clock.add("sample", sampled.sample_seconds)
     clock.add("verify", sampled.verify_seconds)
     run.folder.write_rollouts(step, sampled.groups)
-    check_verdicts(sampled.groups, config.rewards.max_error_rate)
+    seen = group_metrics(sampled.groups)
+    alarms = run.guards.look(seen)
     behind = staleness_metrics(sampled, run.version)
     clock.lap()
     run.turns.learning()
-    probed = check_push(run, sampled.groups[0].prompt)
-    learned = learn(run.actors.learner, config, groups, run.values)
+    probed = check_push(run, sampled.groups[0].prompt, alarms)
+    updated = SKIPPED if alarms.skip else learn(run.actors.learner, config, groups, run.values, run.guards.limits())
+    learned = updated | alarms.metrics
     clock.add("update", clock.lap())
-    if learned["policy/updates"]:
+    if learned["policy/updates"] or "guard/logprob_diff" in learned:  # weights that did not arrive are sent again
         run.version += int(learned["policy/updates"])
         run.turns.pushing()
         learned |= push(run, sampled.groups[0].prompt)
@@ -122,7 +127,7 @@ def train_step(run: Run, step: int) -> None:
     run.samples.pushed(run.version)
     clock.add("sync", clock.lap())
     run.checkpoints.poll(run.actors.learner)
-    metrics = {**group_metrics(sampled.groups), **behind, **learned, **probed, "policy/version": float(run.version)}
+    metrics = {**seen, **behind, **learned, **probed, "policy/version": float(run.version)}
     if run.resets.due(metrics["reward/mean"]):
         reset_reference(run, step)
     report(run, step, {**metrics, **clock.metrics(metrics["tokens/sampled"])})
@@ -174,18 +179,22 @@ def flat(group: Group) -> bool:
 class Updates(Protocol):
     """What `learn` needs of a learner: a group of ranks, or one rank in this process (replay)."""
 
-    def update(self, sequences: list[Sequence], on_policy: bool) -> dict[str, float]: ...
+    def update(self, sequences: list[Sequence], on_policy: bool, limits: Limits) -> dict[str, float]: ...
 
     def with_old_logprobs(self, sequences: list[Sequence]) -> list[Sequence]: ...
 
 
 def learn(
-    learner: Updates, config: Config, groups: list[Group], values: OptimalValues | None = None
+    learner: Updates,
+    config: Config,
+    groups: list[Group],
+    values: OptimalValues | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> dict[str, float]:
-    """The optimizer steps of one sampling batch; metrics are means over them, policy/updates their number.
+    """The optimizer steps of one sampling batch, each within `limits`; their metrics, `combined`.
 
-    Of updates that filtering left empty only these counts exist. Several updates are off-policy after
-    the first, so pi_old is computed for all of them before it; with one, however stale, pi_old is its own forward.
+    Several updates are off-policy after the first, so pi_old is computed for all of them before it; with one,
+    however stale, pi_old is its own forward.
     """
     sequences = sequences_of(groups, config.learner, values)
     if config.updates_per_batch > 1:
@@ -195,14 +204,8 @@ def learn(
     updates: list[dict[str, float]] = []
     for batch in batches * config.learner.epochs_per_batch:
         on_policy = current and not any(update["policy/updates"] for update in updates)
-        updates.append(learner.update(batch, on_policy))
-    made = [update for update in updates if update["policy/updates"]]
-    told = made or updates
-    means = {name: float(np.mean([update[name] for update in told])) for name in told[0]}
-    # Later updates of a batch are off-policy: only the first compares like with like.
-    means |= {name: value for name, value in told[0].items() if name.startswith("rollout/")}
-    filtered = float(np.mean([update["policy/filtered"] for update in updates]))
-    return means | {"policy/updates": float(len(made)), "policy/filtered": filtered}
+        updates.append(learner.update(batch, on_policy, limits))
+    return combined(updates)
 
 
 def push(run: Run, prompt: Prompt) -> dict[str, float]:
@@ -220,9 +223,9 @@ def probe(run: Run, prompt: Prompt) -> None:
     run.probes = run.actors.rollouts.begin_probe(prompt, probe_request(run.config))
 
 
-def check_push(run: Run, prompt: Prompt) -> dict[str, float]:
+def check_push(run: Run, prompt: Prompt, alarms: Alarms) -> dict[str, float]:
     """Asynchronous, no batch is sampled by the newest weights alone: the probes are, which before the first push
-    sample this prompt. Their difference from the learner's log-probs, in the place of the batch's; RunError over the
+    sample this prompt. Their difference from the learner's log-probs, in the place of the batch's; an alarm over the
     limit."""
     if not run.config.cluster.resolved_max_staleness:
         return {}
@@ -231,7 +234,7 @@ def check_push(run: Run, prompt: Prompt) -> dict[str, float]:
     assert run.probes is not None
     probes, run.probes = run.actors.rollouts.probed(run.probes), None
     mean, worst = difference(run.actors.learner.with_old_logprobs(probe_sequences(probes, run.version)))
-    check_logprobs(mean, worst, run.config.rollout.logprob_diff, run.version)
+    check_logprobs(alarms, mean, worst, run.config.rollout.logprob_diff, run.version)
     return {"rollout/logprob_diff": mean, "rollout/logprob_diff_max": worst}
 
 
@@ -258,8 +261,11 @@ def evaluate(run: Run, step: int) -> Accuracy:
 
 
 def report(run: Run, step: int, metrics: Mapping[str, float]) -> None:
-    record(run, step, metrics)
+    numbers = {name: value for name, value in metrics.items() if math.isfinite(value)}  # JSON has no others
+    record(run, step, numbers)
     run.display.step(step, metrics)
+    for text in run.guards.observe({"step": step, **numbers}):
+        run.display.say(text)
     best = best_facts(run.checkpoints)
     facts = {"step": step, "steps": run.config.training.steps, "version": run.version, **best}
     run.folder.write_status("running", **facts, **supervision_facts(run))
@@ -272,8 +278,8 @@ def record(run: Run, step: int, metrics: Mapping[str, float]) -> None:
 
 
 def supervision_facts(run: Run) -> dict[str, Any]:
-    """The account of prompts, and how many restarts there were in this process."""
-    return {"prompts": run.account.facts(), "restarts": run.restarts.total}
+    """The account of prompts, how many restarts there were in this process, and what the guards saw."""
+    return {"prompts": run.account.facts(), "restarts": run.restarts.total, "guards": run.guards.facts()}
 
 
 def best_facts(checkpoints: Checkpoints) -> dict[str, Any]:
@@ -309,17 +315,6 @@ def loop_state(run: Run, step: int) -> LoopState:
         accuracy=accuracy.lenient.value if accuracy else None,
         accuracy_strict=accuracy.strict.value if accuracy else None,
     )
-
-
-def check_verdicts(groups: list[Group], limit: float) -> None:
-    """RunError if too many completions could not be judged."""
-    outcomes = [verdict.outcome for group in groups for verdict in group.verdicts]
-    errors = outcomes.count("error") / len(outcomes)
-    if errors > limit:
-        raise RunError(
-            f"{errors:.0%} of this step's verdicts are errors, more than rewards.max_error_rate={limit:g}. The "
-            "verifier's child dies on these answers: raise rewards.memory_mb, or look at the step's rollouts."
-        )
 
 
 def shuffled(groups: list[Group], seed: int, step: int) -> list[Group]:

@@ -46,7 +46,8 @@ class Display:
             parts.append(f"correct {metrics['verdict/correct']:.1%}")
         parts += [f"{metrics['tokens/per_second']:.0f} tokens/s", f"{phases} s"]
         if not metrics["policy/updates"]:
-            parts.append("no update: all filtered")
+            fired = ", ".join(name for name in metrics if name.startswith("guard/"))
+            parts.append(f"no update: {fired if fired and metrics['policy/filtered'] < 1 else 'all filtered'}")
         elif sampled:
             parts.append(f"logp diff {metrics['rollout/logprob_diff']:.1e}")
         self.console.print(f"step {step:>4}  {'  '.join(parts)}")

@@ -19,6 +19,7 @@ from configs.errors import RunError, UsageError
 from configs.loading import load_config
 from configs.schema import Config
 from data.rollouts import read_groups
+from learner.alarms import Limits
 from learner.batching import Sequence
 from learner.rank import LearnerRank, RankOptions, with_old_logprobs
 
@@ -99,8 +100,8 @@ class LocalLearner:
         if step > 1 and config.cluster.learner_ranks == 1:
             self.rank.load_trainer_state(before / "trainer")
 
-    def update(self, sequences: list[Sequence], on_policy: bool) -> dict[str, float]:
-        return self.rank.update(sequences, on_policy)
+    def update(self, sequences: list[Sequence], on_policy: bool, limits: Limits) -> dict[str, float]:
+        return self.rank.update(sequences, on_policy, limits)
 
     def with_old_logprobs(self, sequences: list[Sequence]) -> list[Sequence]:
         return with_old_logprobs(sequences, self.rank.logprobs(sequences))

@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from configs.options import OPTIONS, SECTIONS, Option, find_option, nearest_keys
-from configs.schema import BUILT_IN_DATASET, BUILT_IN_MODEL, Config
+from configs.schema import BUILT_IN_DATASET, BUILT_IN_MODEL, GUARDS, Config
 
 COMMAND_LINE = "command line"
+SAMPLED_GUARDS = sorted(set(GUARDS) - {"nan", "grad_norm"})  # which ask what was sampled
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ def _fix(setting: Setting, option: Option) -> str:
     if option.is_text and isinstance(setting.value, bool | int | float):
         return "put it in quotes to make it text"
     if setting.key != option.key:
-        return f"write for example {setting.key}={'1.0' if 'number' in option.entry else 'easy'}"
+        example = "1.0" if "number" in option.entry else "skip" if "skip" in option.entry else "easy"
+        return f"write for example {setting.key}={example}"
     return f"correct it, or remove it for the default, {shown(option.default)}"
 
 
@@ -215,6 +217,7 @@ _USES = (
     _Use(
         (
             "rewards.max_error_rate",
+            *(f"training.guards.{guard}" for guard in SAMPLED_GUARDS),
             "rollout.completions_per_prompt",
             "rollout.temperature",
             "rollout.top_",

@@ -61,7 +61,10 @@ def _in_words(annotation: Any, metadata: list[Any]) -> str:
     elif origin is tuple:
         words = f"a list of {len(arguments)} items, each {_in_words(arguments[0], [])}"
     elif origin is dict:
-        words = f"a mapping from names to {'numbers' if 'number' in _entry(arguments[1]) else 'values'}"
+        entry = _entry(arguments[1])
+        words = (
+            f"a mapping from names to {'numbers' if 'number' in entry else entry if 'one of' in entry else 'values'}"
+        )
     elif origin is list:
         words = f"a list, each {_in_words(arguments[0], [])}"
     elif isinstance(annotation, type) and issubclass(annotation, Section):

@@ -7,10 +7,11 @@ ever rewritten: a pair of options that contradict each other is an error of the 
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from configs.contradictions import contradictions
 
@@ -251,7 +252,10 @@ class Rewards(Section):
     timeout_seconds: float = Field(5.0, gt=0, description="Wall-clock limit for one completion.")
     memory_mb: int = Field(2048, ge=256, description="Address-space limit of a verifier's child, in MiB.")
     max_error_rate: float = Field(
-        0.5, gt=0, le=1, description="The run stops if more verdicts of a step than this are errors."
+        0.5,
+        gt=0,
+        le=1,
+        description="Limit of the guard verifier_errors: the share of a step's verdicts that are errors.",
     )
     shuffle: bool = Field(False, description="Control experiment: shuffle the rewards over all completions of a step.")
 
@@ -309,8 +313,8 @@ class Rollout(Section):
     logprob_diff: float = Field(
         1e-3,
         gt=0,
-        description="The run stops if vLLM's and the learner's log-probs of the same tokens differ by more "
-        "than this on average, or by 100 times as much for one token; bfloat16 needs about 0.02.",
+        description="Limit of the guard logprob_diff: by how much vLLM's and the learner's log-probs of the same "
+        "tokens may differ on average, and by 100 times as much for one token; bfloat16 needs about 0.02.",
     )
 
 
@@ -455,6 +459,18 @@ class Learner(Section):
         return self.kl_coefficient > 0 or self.objective == "a_star_po"
 
 
+GuardAction = Literal["warn", "skip", "stop"]
+GUARDS: dict[str, GuardAction] = {
+    "nan": "stop",
+    "grad_norm": "warn",
+    "entropy": "warn",
+    "truncated": "warn",
+    "logprob_diff": "stop",
+    "verifier_errors": "stop",
+    "reward_flat": "warn",
+}
+
+
 class Training(Section):
     """Length, seed and place of a run."""
 
@@ -468,6 +484,27 @@ class Training(Section):
     runs_dir: str = Field(
         "runs", min_length=1, description="Folder, or URL (s3://, gs://), that holds the run folders."
     )
+    guards: dict[str, GuardAction] = Field(
+        default_factory=lambda: dict(GUARDS),
+        description="What a health guard does when it sees its fault: warn, skip (no optimizer step on this update "
+        "batch) or stop; guards that are not named keep their default. docs/reliability.md explains each.",
+    )
+
+    @field_validator("guards")
+    @classmethod
+    def _guards_exist(cls, given: dict[str, GuardAction]) -> dict[str, GuardAction]:
+        """All guards, those that were not named at their default."""
+        for name in given:
+            if name not in GUARDS:
+                nearest = difflib.get_close_matches(name, GUARDS, n=1)
+                hint = f"did you mean {nearest[0]}? The guards are" if nearest else "the guards are"
+                raise ValueError(f"training.guards has no guard {name}; {hint} {', '.join(GUARDS)}")
+        if given.get("nan") == "warn":
+            raise ValueError(
+                "training.guards.nan=warn would step to weights that are no numbers; choose skip, which leaves "
+                "weights and optimizer as they are, or stop"
+            )
+        return GUARDS | given
 
 
 class Cluster(Section):

@@ -8,21 +8,23 @@ import numpy as np
 
 from configs.errors import RunError
 from data.records import Group
+from learner.alarms import Alarms
 from learner.batching import Sequence
 
 WORST_TOKEN = 100  # a single token's log-prob may differ by so many times what the mean may
 
 
-def check_logprobs(mean: float, worst: float, limit: float, version: int) -> None:
-    """RunError if log-probs differ by more than `limit` on average, or a hundred times that for one token."""
+def check_logprobs(alarms: Alarms, mean: float, worst: float, limit: float, version: int) -> None:
+    """Raise the alarm if log-probs differ by more than `limit` on average, or a hundred times that for one token."""
     # Written so that a difference that is not a number is over the limit too.
     if mean <= limit and worst <= WORST_TOKEN * limit:
         return
-    raise RunError(
+    alarms.raised(
+        "logprob_diff",
         f"The rollout workers' log-probs are not the learner's at policy version {version}: they "
         f"differ by {mean:.2e} on average (limit rollout.logprob_diff={limit:g}) "
         f"and {worst:.2e} at most (limit {WORST_TOKEN} times that). The weight "
-        "sync did not bring these weights, or the two compute differently; in bfloat16 allow more."
+        "sync did not bring these weights, or the two compute differently; in bfloat16 allow more.",
     )
 
 

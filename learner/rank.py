@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer
 
-from configs.errors import RunError
 from configs.schema import Config
 from learner import resharding, trainer_state
+from learner.alarms import NO_LIMITS, Alarms, Limits
 from learner.batching import MicroBatch, Sequence, kept, micro_batches, token_weights
 from learner.checkpoint_writer import BackgroundWriter, FileFacts, described, flush_to_disk, write_model
 from learner.collectives import from_rank_0, max_over_ranks, sum_over_ranks
@@ -32,6 +32,7 @@ from learner.offload import OptimizerOffload
 from learner.policy import Policy, SampledFrom, load_policy
 from learner.push_check import check_logprobs
 from learner.schedule import learning_rate
+from learner.step_gate import StepGate
 from learner.whole_weights import WholeWeights
 
 Tensors = dict[str, torch.Tensor]
@@ -80,6 +81,7 @@ class LearnerRank:
         deadline = config.cluster.deadline_seconds
         join_process_group(options.rank, options.ranks, options.address, options.port, deadline)
         self._engine = build_engine(config, options.model_path, options.reference_path)
+        self._gate = StepGate(self._engine)
         self._policy: Policy = self._engine.module
         self._offload = OptimizerOffload(self._engine, self._device)
         # Read now: a checkpoint that the run was resumed from is deleted in time.
@@ -104,12 +106,12 @@ class LearnerRank:
 
     # -- learning ---------------------------------------------------------------------------------
 
-    def update(self, sequences: ListOf[Sequence], on_policy: bool) -> dict[str, float]:
+    def update(self, sequences: ListOf[Sequence], on_policy: bool, limits: Limits = NO_LIMITS) -> dict[str, float]:
         """One optimizer step on an update batch; returns its metrics, the same on every rank.
 
         on_policy: the sequences were sampled with just these weights, so the sampler's log-probs must
-        equal ours; if they do not, the run stops before the weights change. If filtering leaves nothing
-        there is no step: version and learning rate stand still.
+        equal ours. If filtering leaves nothing, or a guard skips the batch, there is no step: version and
+        learning rate stand still. RunError, before the weights change, from a guard that stops the run.
         """
         weights = self._token_weights(sequences)
         indices = kept(sequences, weights, self.config.learner.filter_threshold)
@@ -120,10 +122,12 @@ class LearnerRank:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         totals = self._accumulate(self._micro_batches(sequences, weights, indices))
-        self._check(totals, on_policy)
-        self._engine.step()
-        grad_norm = self._grad_norm()
-        self.version += 1
+        alarms = Alarms(self.config.training.guards)
+        self._check(alarms, totals, on_policy, limits)
+        grad_norm = self._gate.step(alarms.highest_norm(limits))
+        self._check_grad_norm(alarms, grad_norm, limits)
+        counts["policy/updates"] = float(not alarms.skip)
+        self.version += not alarms.skip
         tokens = totals["tokens"]
         return counts | {
             "policy/loss": totals["loss"],
@@ -136,6 +140,7 @@ class LearnerRank:
             "rollout/logprob_diff": totals["diff"] / tokens,
             "rollout/logprob_diff_max": totals["diff_max"],
             "tokens/trained": tokens,
+            **alarms.metrics,
         }
 
     def _token_weights(self, sequences: ListOf[Sequence]) -> list[float]:
@@ -187,27 +192,42 @@ class LearnerRank:
         with torch.no_grad(), self._policy.adapters.disabled():
             return self._forward(self._reference, batch)[0]
 
-    def _check(self, totals: dict[str, float], on_policy: bool) -> None:
-        """Stop, before the step, on a loss that is no number or weights that did not arrive."""
+    def _check(self, alarms: Alarms, totals: dict[str, float], on_policy: bool, limits: Limits) -> None:
+        """Raise alarms on a loss that is no number, a policy that explores no more, weights that did not arrive."""
         if not math.isfinite(totals["loss"]):
-            raise RunError(
+            alarms.raised(
+                "nan",
                 f"The loss of policy version {self.version} is {totals['loss']}. Lower learner.learning_rate "
-                "or learner.max_grad_norm, or use model.dtype=float32; the newest checkpoint is untouched."
+                "or learner.max_grad_norm, or use model.dtype=float32; the newest checkpoint is untouched.",
+            )
+        entropy = totals["entropy"] / totals["tokens"]
+        if entropy < limits.entropy:
+            alarms.raised(
+                "entropy",
+                f"The entropy of policy version {self.version} collapsed to {entropy:.2e} nats a token, expected at "
+                f"least {limits.entropy:.2e} after the steps before. Go back to a checkpoint and raise "
+                "rollout.temperature, learner.clip_high or learner.entropy_coefficient, or lower "
+                "learner.learning_rate.",
             )
         if on_policy:
             limit = self.config.rollout.logprob_diff
-            check_logprobs(totals["diff"] / totals["tokens"], totals["diff_max"], limit, self.version)
+            check_logprobs(alarms, totals["diff"] / totals["tokens"], totals["diff_max"], limit, self.version)
 
-    def _grad_norm(self) -> float:
-        """The gradient's norm before clipping, known after the step; RunError if it is no number (or -1 for that)."""
-        norm = float(self._engine.get_global_grad_norm() or 0.0)
-        if not 0.0 <= norm < math.inf:
-            raise RunError(
-                f"The gradient of policy version {self.version} overflowed: its norm is {norm}, and the weights "
-                "after that step are of no use. Lower learner.learning_rate or look at the rewards; the newest "
-                "checkpoint is untouched."
+    def _check_grad_norm(self, alarms: Alarms, norm: float, limits: Limits) -> None:
+        """Raise alarms on a gradient that is no number, with which no step was made, or out of line."""
+        if not math.isfinite(norm):
+            alarms.raised(
+                "nan",
+                f"The gradient of policy version {self.version} overflowed: it is no number, and no step was made. "
+                "Lower learner.learning_rate or look at the rewards; the newest checkpoint is untouched.",
             )
-        return norm
+        elif norm > limits.grad_norm:
+            alarms.raised(
+                "grad_norm",
+                f"The gradient of policy version {self.version} has the norm {norm:.3g}, expected up to "
+                f"{limits.grad_norm:.3g} after the steps before. Look at the rollouts of this step, lower "
+                "learner.learning_rate, or allow it with training.guards.grad_norm=warn.",
+            )
 
     def logprobs(self, sequences: ListOf[Sequence]) -> list[tuple[int, np.ndarray]]:
         """(index, log-probs float32 [C]) of this rank's share of what will be trained on, without gradient."""

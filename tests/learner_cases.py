@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from learner.alarms import NO_LIMITS, Limits
 from learner.batching import Sequence
 from tests.tiny import MAX_COMPLETION, MAX_PROMPT, as_sampled, tiny_completions, tiny_llama, with_old
 
@@ -73,6 +74,7 @@ class Case:
     mutant: str | None = None
     use: str = "step"
     learner: Overrides = ()
+    guards: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
@@ -107,6 +109,7 @@ class Case:
                 "logprob_chunk_tokens": 16,
                 **dict(self.learner),
             },
+            "training": {"guards": dict(self.guards)},
             "cluster": {"learner_ranks": self.ranks, "deadline_seconds": 60.0},
         }
 
@@ -125,9 +128,12 @@ class Job:
         return self.case.name + self.suffix
 
 
-def update(batch: Batch, on_policy: bool = False, gradient: Path | None = None) -> list[Any]:
+def update(
+    batch: Batch, on_policy: bool = False, gradient: Path | None = None, limits: Limits = NO_LIMITS
+) -> list[Any]:
     """The action of one update; its whole gradient, reduced and not yet clipped, goes to the file `gradient`."""
-    return ["update", {"batch": asdict(batch), "on_policy": on_policy, "gradient": str(gradient) if gradient else None}]
+    files = {"gradient": str(gradient) if gradient else None}
+    return ["update", {"batch": asdict(batch), "on_policy": on_policy, "limits": asdict(limits), **files}]
 
 
 def tiny_models(folder: Path) -> dict[str, Path]:

@@ -20,6 +20,7 @@ from learner.objectives import LossInputs, LossOptions, k3, total_loss
 from learner.partitions import Partition, partitions
 from learner.policy import Policy
 from learner.rank import LearnerRank
+from learner.step_gate import StepGate
 
 
 def planted(name: str | None) -> AbstractContextManager[Any]:
@@ -123,5 +124,6 @@ MUTANTS: dict[str, AbstractContextManager[Any]] = {
     "a step on nothing": patch.object(learner.rank, "kept", _keeping_one),
     "offsets shifted by one": patch.object(learner.trainer_state, "partitions", _shifted_by_one),
     "moments not put together": patch.object(learner.resharding, "moments_of", lambda keys: []),
+    "a gate left open": patch.object(StepGate, "_pass_on", lambda gate: gate._optimizer_step()),
     "moments lost in sleep": patch.object(LearnerRank, "wake", lambda self: self._engine.basic_optimizer.state.clear()),
 }

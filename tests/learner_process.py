@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 
 from configs.errors import RunError
 from configs.schema import Config
+from learner.alarms import Limits
 from learner.rank import LearnerRank, RankOptions
 from tests.learner_cases import Batch
 from tests.learner_faults import planted
@@ -58,7 +59,7 @@ def act(rank: LearnerRank, model: Path, name: str, argument: Any) -> Any:
         sequences = Batch(**argument["batch"]).sequences(model)
         try:
             with gradient_written(rank, argument["gradient"]):
-                return rank.update(sequences, argument["on_policy"])
+                return rank.update(sequences, argument["on_policy"], Limits(**argument["limits"]))
         except RunError as error:
             return {"error": str(error)}
     if name == "weights":

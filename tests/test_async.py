@@ -18,6 +18,7 @@ from configs.errors import RunError
 from configs.schema import Config
 from data.records import Completion, Group, Problem, Prompt
 from data.rollouts import read_groups
+from learner.alarms import Alarms
 from learner.batching import Sequence
 from tests.small_run import arguments, metrics, start, status
 
@@ -101,7 +102,7 @@ def checked(sampled: float, version: int) -> dict[str, float]:
     actors = SimpleNamespace(rollouts=rollouts, learner=Learner(-1.0))
     config = Config.model_validate({"cluster": {"max_staleness": 1}})
     run: Any = SimpleNamespace(probes="asked", version=3, actors=actors, config=config)
-    return check_push(run, probe.prompt)
+    return check_push(run, probe.prompt, Alarms(config.training.guards))
 
 
 def test_a_push_that_arrived_is_confirmed() -> None:

@@ -22,6 +22,7 @@ from configs.errors import UsageError
 from configs.schema import Config, Learner
 from data.records import Completion, Group, Problem, Prompt, Verdict
 from data.rollouts import read_groups
+from learner.alarms import Limits
 from learner.batching import Sequence
 from tests.small_run import ROOT, arguments, metrics
 
@@ -79,7 +80,7 @@ class Recorder:
         self.asked_for_old += 1
         return sequences
 
-    def update(self, sequences: list[Sequence], on_policy: bool) -> dict[str, float]:
+    def update(self, sequences: list[Sequence], on_policy: bool, limits: Limits) -> dict[str, float]:
         self.updates.append((len(sequences), on_policy))
         if not any(s.advantage for s in sequences):
             return {"policy/filtered": 1.0, "policy/updates": 0.0}

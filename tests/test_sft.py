@@ -26,6 +26,7 @@ from configs.loading import load_config
 from configs.schema import Config
 from data.records import Problem, Prompt
 from data.sampler import PromptSampler
+from learner.alarms import Limits
 from learner.batching import Sequence
 from tests.small_run import CACHE, SMALL, metrics, status
 from tests.tiny import open_plain
@@ -177,11 +178,12 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[list[Sequence]] = []
 
-    def update(self, sequences: list[Sequence], on_policy: bool) -> dict[str, float]:
+    def update(self, sequences: list[Sequence], on_policy: bool, limits: Limits) -> dict[str, float]:
         assert not on_policy, "there is no sampler to agree with"
         self.batches.append(sequences)
         names = ("policy/loss", "policy/entropy", "policy/grad_norm", "policy/learning_rate", "policy/kl")
-        return dict.fromkeys((*names, "tokens/trained", "rollout/logprob_diff", "policy/updates"), len(self.batches))
+        more = ("tokens/trained", "rollout/logprob_diff", "policy/updates", "policy/filtered")
+        return dict.fromkeys((*names, *more), len(self.batches))
 
     def with_old_logprobs(self, sequences: list[Sequence]) -> list[Sequence]:
         raise AssertionError("the likelihood has no pi_old")
