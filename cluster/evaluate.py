@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cluster.terminal import say_error
 from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m cluster.evalu
     try:
         return evaluate(parse_request(argv, prog))
     except (UsageError, DatasetError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return USAGE
     except RunError as error:
-        print(f"error: {error} Finished problems stay: the same command goes on.", file=sys.stderr)
+        say_error(f"{error} Finished problems stay: the same command goes on.")
         return FAILURE
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one was", file=sys.stderr)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from cluster.terminal import say_error
 from configs.command_line import Arguments, parse_arguments
 from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 from configs.loading import dump_config
@@ -24,10 +25,10 @@ def main(
             return plan(arguments)
         return train(arguments)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return USAGE
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return FAILURE
     except KeyboardInterrupt:
         print("interrupted before the first step; there is nothing to resume", file=sys.stderr)

@@ -79,9 +79,9 @@ def _convert(gguf: Path, folder: Path, dtype: str) -> None:
 
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
             network = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype)
+                gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype), trust_remote_code=False
             )
         except Exception as error:  # a broken file fails anywhere in the reader: struct, index, key, value
             raise ModelError(
