@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from configs.errors import UsageError
 
 KNOCK_SECONDS = 20.0
+_NO_PROXY = (("grpc.enable_http_proxy", 0),)  # as Ray itself
 HOW_TO_GET_IT = (
-    "Take the token from whoever started the cluster (`ray get-auth-token` prints it there) and set RAY_AUTH_MODE=token "
-    "and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for a file that holds it."
+    "Take the token from whoever started the cluster (`ray get-auth-token` prints it there) and set "
+    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH for a file that holds it."
 )
 
 
@@ -50,7 +51,8 @@ def make_token() -> None:
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(generate_new_authentication_token())
-        draft.rename(path) if not path.exists() else None
+        with suppress(FileExistsError):  # of a run that started at the same moment: whoever is first, that is the token
+            path.hardlink_to(draft)
     finally:
         draft.unlink(missing_ok=True)
     loader.reset_cache()
@@ -62,18 +64,19 @@ def asks_for_token() -> bool:
 
 
 def check_token(address: str) -> bool:
-    """Whether the cluster at host:port asks for a token. UsageError, in seconds, if ours is not the one, or nobody is there."""
+    """Whether the cluster at host:port asks for a token. UsageError, in seconds, if we have none or another, or if
+    nobody is there; Ray would try again and again for 20 s and then name no token."""
     import grpc
     from ray._private.authentication.authentication_utils import is_token_auth_enabled
     from ray._private.grpc_utils import init_grpc_channel
     from ray._raylet import AuthenticationTokenLoader
 
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, _NO_PROXY) as channel:
         if _lets_in(channel, address):
             return False
-    if not is_token_auth_enabled() or not AuthenticationTokenLoader.instance().has_token():
+    if not is_token_auth_enabled() or not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         raise UsageError(f"The Ray cluster at {address} asks for a token, and this driver shows none. {HOW_TO_GET_IT}")
-    with init_grpc_channel(address) as channel:
+    with init_grpc_channel(address, _NO_PROXY) as channel:
         if not _lets_in(channel, address):
             raise UsageError(f"The Ray cluster at {address} has another token than this driver. {HOW_TO_GET_IT}")
     return True

@@ -133,6 +133,6 @@ def _dashboard_line(url: str | None, asks: bool) -> str:
         notes += ["it asks for a token, which `ray get-auth-token` prints"] if url else []
         return f"{where} ({'; '.join(notes)})" if notes else where
     return (
-        f"{where}{f' ({notes[0]})' if notes else ''}; warning: this cluster asks for no token, so whoever reaches it may "
-        "run anything on it; start it with RAY_AUTH_MODE=token"
+        f"{where}{f' ({notes[0]})' if notes else ''}; warning: this cluster asks for no token, so whoever reaches it "
+        "may run anything on it; start it with RAY_AUTH_MODE=token"
     )
