@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cluster.terminal import say_error
+from cluster.terminal import escape_crashes, say_error
 from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -127,5 +127,6 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
 
 
 if __name__ == "__main__":
+    escape_crashes()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

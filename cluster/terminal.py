@@ -22,8 +22,12 @@ def say_error(error: object) -> None:
     print(escaped(f"error: {' '.join(str(error).split())}"), file=sys.stderr)
 
 
-def show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """`sys.excepthook` of the commands: the traceback of what nobody foresaw, whose message may quote anything."""
+def escape_crashes() -> None:
+    """Let the traceback of what nobody foresaw, whose message may quote anything, be escaped as well."""
+    sys.excepthook = _show_crash
+
+
+def _show_crash(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     text = "".join(traceback.format_exception(kind, error, trace))
     print(escaped(text, keep="\n"), end="", file=sys.stderr)
 

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from cluster.terminal import say_error
+from cluster.terminal import escape_crashes, say_error
 from configs.command_line import Arguments, parse_arguments
 from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 from configs.loading import dump_config
@@ -19,7 +19,7 @@ def main(
     try:
         arguments = parse_arguments(argv, prog, default_recipe)
         if arguments.print_config:
-            print(dump_config(arguments.config), end="")
+            print(dump_config(arguments.config), end="")  # has no unsafe character in it
             return 0
         if arguments.plan:
             return plan(arguments)
@@ -61,5 +61,6 @@ def train(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
+    escape_crashes()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

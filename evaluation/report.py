@@ -85,7 +85,7 @@ def to_markdown(report: Report) -> str:
     parts = [f"# Evaluation of {_cell(report.model)}", settings_line(report)]
     for table in tables(report):
         parts += [f"## {_cell(table.title)}", _markdown_table(table), table.note]
-    left_out = [f"- {task.name}: {_cell(row)}" for task in report.tasks for row in task.left_out]
+    left_out = [f"- {_cell(task.name)}: {_cell(row)}" for task in report.tasks for row in task.left_out]
     if left_out:
         parts += ["## Rows left out", "\n".join(left_out), "Their gold answers cannot be used to score."]
     return "\n\n".join(parts) + "\n"
