@@ -62,7 +62,7 @@ class Footprint:
         listening = {
             (held.laddr.ip, held.laddr.port)
             for held in psutil.net_connections("inet")
-            if held.status == psutil.CONN_LISTEN and held.pid in ours
+            if held.status == psutil.CONN_LISTEN and held.laddr and held.pid in ours
         }
         return sorted(listening & set(self.ports))
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,24 +18,42 @@ import pytest
 from tests.footprint import Footprint
 from tests.small_run import arguments, start, status
 
-SECONDS = 150.0
+SECONDS = 240.0  # of a start, on a machine that does much else
 SETTINGS = ("training.steps=100000", "checkpoint.every=0", "evaluation.every=0")
 
 
-def running(folder: Path, footprint: Footprint, monkeypatch: pytest.MonkeyPatch, *more: str) -> subprocess.Popen[str]:
-    """A run that has made two steps; its ports were looked at all the while."""
-    for name, value in footprint.mark.items():
-        monkeypatch.setenv(name, value)
-    process = start(*arguments(folder, "run", *SETTINGS, *more))
-    root = psutil.Process(process.pid)
-    deadline = time.monotonic() + SECONDS
-    while not (folder / "run" / "rollouts" / "step_000002.parquet").exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        footprint.look(root)
-        time.sleep(1.0)
-    footprint.look(root)
-    return process
+class Run:
+    """A run of a hundred thousand steps, and what it has on this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.footprint = folder / "run", Footprint()
+        self._process: subprocess.Popen[str] | None = None
+
+    def make_steps(self, *more: str) -> subprocess.Popen[str]:
+        """Start it and wait until it has made two steps; its ports are looked at all the while."""
+        self._process = process = start(*arguments(self.folder.parent, "run", *SETTINGS, *more), **self.footprint.mark)
+        root, deadline = psutil.Process(process.pid), time.monotonic() + SECONDS
+        while not (self.folder / "rollouts" / "step_000002.parquet").exists():
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "the run has not made two steps"
+            self.footprint.look(root)
+            time.sleep(1.0)
+        self.footprint.look(root)
+        return process
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+        for process in self.footprint.processes():
+            process.kill()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path)
+    yield run
+    run.kill()
 
 
 def ended(process: subprocess.Popen[str]) -> str:
@@ -44,34 +63,30 @@ def ended(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
-def test_told_to_stop_a_run_writes_a_checkpoint_and_leaves_nothing(
-    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, footprint = tmp_path / "run", Footprint()
-    more = ("cluster.learner_ranks=2",) if number is signal.SIGTERM else ()
-    process = running(tmp_path, footprint, monkeypatch, *more)
+def test_told_to_stop_a_run_writes_a_checkpoint_and_leaves_nothing(run: Run, number: signal.Signals, code: int) -> None:
+    process = run.make_steps("cluster.learner_ranks=2") if number is signal.SIGTERM else run.make_steps()
     if number is signal.SIGINT:
         os.killpg(process.pid, number)  # a terminal sends it to the whole process group
     else:
         process.send_signal(number)
     output = ended(process)
     assert process.returncode == code, output
-    assert f"--resume {run}" in output
-    (checkpoint,) = (run / "checkpoints").glob("step_*/manifest.json")
-    assert status(run)["state"] == "interrupted" and checkpoint.parent.name == f"step_{status(run)['step']:06d}"
-    assert footprint.left() == []
-    assert_on_loopback(footprint)
+    assert f"--resume {run.folder}" in output
+    (checkpoint,) = (run.folder / "checkpoints").glob("step_*/manifest.json")
+    found = status(run.folder)
+    assert found["state"] == "interrupted" and checkpoint.parent.name == f"step_{found['step']:06d}"
+    assert run.footprint.left() == []
+    assert_on_loopback(run.footprint)
 
 
-def test_told_twice_a_run_leaves_at_once_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    footprint = Footprint()
-    process = running(tmp_path, footprint, monkeypatch)
-    start_ = time.monotonic()
+def test_told_twice_a_run_leaves_at_once_and_leaves_nothing(run: Run) -> None:
+    process = run.make_steps()
+    begin = time.monotonic()
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     ended(process)
-    assert process.returncode in (130, 143) and time.monotonic() - start_ < 10
-    assert footprint.left() == []
+    assert process.returncode in (130, 143) and time.monotonic() - begin < 10
+    assert run.footprint.left() == []
 
 
 def assert_on_loopback(footprint: Footprint) -> None:
