@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from cluster.evaluate import main
+from cluster.terminal import escape_crashes
 
 if __name__ == "__main__":
+    escape_crashes()
     sys.exit(main(prog="python evaluate.py"))

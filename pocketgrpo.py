@@ -34,6 +34,9 @@ def train(config: Config, name: str = "run") -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command: hands on to the command named first."""
+    from cluster.terminal import escape_crashes
+
+    escape_crashes()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command == "train":

@@ -99,11 +99,13 @@ class Engine:
 
         self.version = 0
         self.cached_tokens = 0
-        self._tokenizer = AutoTokenizer.from_pretrained(options.model_path)
+        self._tokenizer = AutoTokenizer.from_pretrained(options.model_path, trust_remote_code=False)
         self._running: dict[str, _Running] = {}
         self._sleeps = options.sleeps
         arguments = EngineArgs(
             model=str(options.model_path),
+            load_format="safetensors",
+            trust_remote_code=False,
             dtype=options.dtype,
             max_model_len=options.max_tokens,
             max_num_seqs=options.max_running,

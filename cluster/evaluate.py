@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cluster.terminal import escape_crashes, say_error
 from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m cluster.evalu
     try:
         return evaluate(parse_request(argv, prog))
     except (UsageError, DatasetError, ModelError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return USAGE
     except RunError as error:
-        print(f"error: {error} Finished problems stay: the same command goes on.", file=sys.stderr)
+        say_error(f"{error} Finished problems stay: the same command goes on.")
         return FAILURE
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one was", file=sys.stderr)
@@ -126,5 +127,6 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
 
 
 if __name__ == "__main__":
+    escape_crashes()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

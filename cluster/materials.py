@@ -67,7 +67,7 @@ def _model(config: Config, problems: list[Problem], say: Say) -> Path:
 
 def _render(config: Config, model_path: Path, train: list[Problem], held_out: list[Problem], say: Say) -> Materials:
     data = config.data
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=False)
     template = make_template(data, config.rewards.reasoning_tag)
     rendered = {}
     for name, problems in (("training", train), ("held-out", held_out)):

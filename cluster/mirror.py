@@ -236,6 +236,8 @@ def _fetch(url: str, folder: Path) -> None:
     for name in names:
         if not name.startswith("checkpoints/") or _checkpoint_of(name) in whole:
             target = folder / name
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise ValueError(f"it holds a file named {name!r}, which would be written outside of the run's folder")
             target.parent.mkdir(parents=True, exist_ok=True)
             filesystem.get_file(f"{root}/{name}", str(target))
 

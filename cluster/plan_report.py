@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from cluster.memory import OPTIMIZER_BYTES, activations, micro_batch_tokens, tra
 from cluster.model_shape import model_shape
 from cluster.phase_times import COMPLETION_SHARE, sequences_held
 from cluster.plan import Plan
+from cluster.terminal import Parser, say, say_error
 from configs.errors import FAILURE, USAGE, UsageError
 from configs.loading import find_config, load_config
 from configs.mistakes import shown
@@ -21,7 +21,7 @@ from configs.schema import Config
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the plan; 0 if it fits, 1 if not, 2 on misuse."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="pocketgrpo plan", description="What a run takes: memory, time, money. Nothing is loaded or started."
     )
     parser.add_argument("--config", default="quickstart", help="a YAML file, or a recipe by name")
@@ -31,22 +31,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--price", type=float, help="dollars of a GPU-hour, in the place of the assumed ones")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="options over the config")
-    given = parser.parse_intermixed_args(argv)
     try:
+        given = parser.parse_intermixed_args(argv)
         if given.price is not None and not 0 <= given.price < math.inf:
             raise UsageError(f"--price {given.price} is no price; give the dollars of a GPU-hour, such as 0.4.")
         config = load_config(given.config, given.overrides)
         hardware = parse_hardware(given.hardware) if given.hardware else hardware_here()
         return print_plan(config, find_config(given.config).stem, hardware, given.price)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return USAGE
 
 
 def print_plan(config: Config, name: str, hardware: Hardware, price: float | None) -> int:
     """Print the plan of a config; 0 if it fits, 1 if not. UsageError if the model's shape cannot be found."""
     plan = Plan(config, model_shape(config.model), hardware)
-    print(report(plan, name, price))
+    say(report(plan, name, price))
     return 0 if plan.fits else FAILURE
 
 

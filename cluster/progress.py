@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.jobs import current_job
+from data.escaping import escaped
 
 PHASES = ("sample", "verify", "update", "sync")
 
@@ -34,7 +34,7 @@ class Display:
             self._progress.stop()
 
     def say(self, text: str) -> None:
-        self.console.print(escape(text))
+        self.console.print(escaped(text, keep="\n"), markup=False, emoji=False)
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """One line a step: reward and accuracy (supervised: loss), tokens per second, seconds per phase."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -15,10 +16,12 @@ import ray
 
 from cluster.jobs import current_job
 from cluster.placement import port_is_free
+from cluster.ray_access import asks_for_token, check_token, loopback, make_token
 from configs.errors import RunError, UsageError
 
 OBJECT_STORE_BYTES = 512 * 2**20
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
+_HOST_AND_PORT = re.compile(r"[^/]+:[0-9]+")  # not "auto", nor ray://, which is no driver's way in
 
 
 @contextmanager
@@ -29,15 +32,17 @@ def ray_session(dashboard_port: int | str) -> Iterator[str]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    if "RAY_ADDRESS" in os.environ:
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address != "local":
+        asks = check_token(address) if _HOST_AND_PORT.fullmatch(address) and not _uses_tls() else True
         with _sigterm_kept():
             context = ray.init(runtime_env=_environment(), log_to_driver=False, logging_level=logging.ERROR)
     else:
-        port = choose_dashboard_port(dashboard_port)
-        with _sigterm_kept():
+        asks, port = asks_for_token(), choose_dashboard_port(dashboard_port)
+        with _sigterm_kept(), loopback():
             context = _start_local(port)
     try:
-        yield _dashboard_line(context.dashboard_url)
+        yield _dashboard_line(context.dashboard_url, asks)
     finally:
         ray.shutdown()
 
@@ -96,6 +101,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _start_local(port: int | None) -> Any:
+    make_token()
     try:
         return ray.init(
             address="local",
@@ -115,8 +121,19 @@ def _start_local(port: int | None) -> Any:
         ) from error
 
 
-def _dashboard_line(url: str | None) -> str:
-    if not url:
-        return "no Ray dashboard"
-    where = "on loopback; " if url.startswith(("127.", "localhost:")) else ""
-    return f"Ray dashboard: http://{url} ({where}it asks for a token, which `ray get-auth-token` prints)"
+def _uses_tls() -> bool:
+    """Ray's own switch. Who may join is then a matter of certificates as well, and Ray says what it makes of ours."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def _dashboard_line(url: str | None, asks: bool) -> str:
+    """Where the dashboard is and who is let in; a warning where that is everybody."""
+    where = f"Ray dashboard: http://{url}" if url else "no Ray dashboard"
+    notes = ["on loopback"] if url and url.startswith(("127.", "localhost:")) else []
+    if asks:
+        notes += ["it asks for a token, which `ray get-auth-token` prints"] if url else []
+        return f"{where} ({'; '.join(notes)})" if notes else where
+    return (
+        f"{where}{f' ({notes[0]})' if notes else ''}; warning: this cluster asks for no token, so whoever reaches it "
+        "may run anything on it; start it with RAY_AUTH_MODE=token"
+    )

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 from collections.abc import Sequence as ListOf
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from cluster.optimal_values import optimal_values
 from cluster.placement import free_port, learner_threads
 from cluster.reference import References
 from cluster.run_folder import RunFolder
+from cluster.terminal import Parser, say_error
 from configs.errors import RunError, UsageError
 from configs.loading import load_config
 from configs.schema import Config
@@ -28,17 +27,17 @@ COMPARED = ("policy/loss", "policy/grad_norm", "policy/entropy", "rollout/logpro
 
 def main(argv: ListOf[str] | None = None) -> int:
     """Print recorded and recomputed figures side by side; 0 if the loss is the same, 1 if not, 2 on misuse."""
-    parser = argparse.ArgumentParser(prog="pocketgrpo replay", description=__doc__)
+    parser = Parser(prog="pocketgrpo replay", description=__doc__)
     parser.add_argument("run", type=Path, help="a run's folder, such as runs/NAME")
     parser.add_argument("--step", type=int, required=True, help="the step whose update is recomputed")
-    given = parser.parse_args(argv)
     try:
+        given = parser.parse_args(argv)
         recorded, recomputed = replay(given.run, given.step)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return 2
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return 1
     print(f"{'step ' + str(given.step):24}{'recorded':>24}{'recomputed':>24}")
     for name in COMPARED:

@@ -67,7 +67,7 @@ def find_subject(
     config = config.model_copy(update={"model": config.model.model_copy(update={"name": name})})
     path = find_model(config, say)
     say(f"model: {path}")
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     prompts = {}
     for benchmark in benchmarks:
         template = template_of(config, benchmark)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from cluster.terminal import escape_crashes, say_error
 from configs.command_line import Arguments, parse_arguments
 from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 from configs.loading import dump_config
@@ -18,16 +19,16 @@ def main(
     try:
         arguments = parse_arguments(argv, prog, default_recipe)
         if arguments.print_config:
-            print(dump_config(arguments.config), end="")
+            print(dump_config(arguments.config), end="")  # has no unsafe character in it
             return 0
         if arguments.plan:
             return plan(arguments)
         return train(arguments)
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return USAGE
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         return FAILURE
     except KeyboardInterrupt:
         print("interrupted before the first step; there is nothing to resume", file=sys.stderr)
@@ -63,5 +64,6 @@ def train(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
+    escape_crashes()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())

@@ -91,6 +91,8 @@ def read_yaml(text: str, source: str) -> tuple[Any, dict[str, int]]:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         raise UsageError(f"{source}{place}: not readable as YAML ({reason}). Correct that place.") from None
+    except RecursionError:
+        raise UsageError(f"{source}: not readable as YAML (nested too deep). Correct it.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a tag such as `!!int` on other text
         raise UsageError(f"{source}: not readable as YAML ({' '.join(str(error).split())}). Correct it.") from None
     return value, dict(_lines(node))
@@ -104,5 +106,11 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]
 
 
 def write_yaml(value: object) -> str:
-    """Returns `value` (mappings, lists, scalars) as YAML that `read_yaml` reads back unchanged."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    """Returns `value` (mappings, lists, scalars) as YAML that `read_yaml` reads back unchanged.
+
+    It may be printed: with a character in it that hides or moves others, all but ASCII stands escaped.
+    """
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+    if all(line.isprintable() for line in text.split("\n")):
+        return text
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False, width=100)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from data.escaping import escaped
 from evaluation.estimators import Comparison, Estimate
 from evaluation.scores import CONFIDENCE, Score
 
@@ -83,8 +84,8 @@ def to_markdown(report: Report) -> str:
     """The report as Markdown."""
     parts = [f"# Evaluation of {_cell(report.model)}", settings_line(report)]
     for table in tables(report):
-        parts += [f"## {table.title}", _markdown_table(table), table.note]
-    left_out = [f"- {task.name}: {_cell(row)}" for task in report.tasks for row in task.left_out]
+        parts += [f"## {_cell(table.title)}", _markdown_table(table), table.note]
+    left_out = [f"- {_cell(task.name)}: {_cell(row)}" for task in report.tasks for row in task.left_out]
     if left_out:
         parts += ["## Rows left out", "\n".join(left_out), "Their gold answers cannot be used to score."]
     return "\n\n".join(parts) + "\n"
@@ -180,6 +181,6 @@ def _markdown_row(cells: Iterable[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that ends no cell, no line and no paragraph, and starts no HTML."""
-    plain = " ".join(text.split())
-    return plain.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+    """Text that ends no cell, no line and no paragraph, and starts no HTML, no link and no image."""
+    plain = escaped(" ".join(text.split()))
+    return plain.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'").replace("](", "] (")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
+from html import escape as escape_markup
 
+from data.escaping import escaped
 from evaluation.problem_results import ProblemResult, Sample
 from evaluation.report import Report, Table, settings_line, tables
 
@@ -86,3 +87,8 @@ def _sample(sample: Sample) -> str:
 
 def _cut(text: str, limit: int = SHOWN_CHARACTERS) -> str:
     return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+
+
+def escape(text: str) -> str:
+    """The text as it may stand in the page: no markup, and no character that hides or turns round its neighbours."""
+    return escape_markup(escaped(text, keep="\n\t"))

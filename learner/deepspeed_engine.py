@@ -18,13 +18,14 @@ from configs.schema import Config, Learner
 from learner.lora import FOLDER, add_adapters
 from learner.optimizers import build_optimizer
 from learner.policy import Policy, load_policy
+from learner.rendezvous import LOOPBACK, init_method
 
 
 def join_process_group(rank: int, ranks: int, address: str, port: int, deadline_seconds: float) -> None:
     """NCCL where there is a GPU; else gloo, without compiling DeepSpeed's own CPU collectives."""
     on_gpu = torch.cuda.is_available()
     os.environ["DS_ACCELERATOR"] = "cuda" if on_gpu else "cpu"
-    if address == "127.0.0.1":
+    if address == LOOPBACK:
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     os.environ["LOCAL_RANK"] = "0" if on_gpu else str(rank)  # Ray lets every rank see its own GPU alone
     import deepspeed
@@ -35,7 +36,7 @@ def join_process_group(rank: int, ranks: int, address: str, port: int, deadline_
         dist_backend="nccl" if on_gpu else "gloo",
         auto_mpi_discovery=False,
         timeout=timedelta(seconds=deadline_seconds),
-        init_method=f"tcp://{address}:{port}",
+        init_method=init_method(address, port),
         rank=rank,
         world_size=ranks,
         verbose=False,

@@ -149,7 +149,12 @@ def load_policy(
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=getattr(torch, dtype), attn_implementation="sdpa", attention_dropout=0.0
+        path,
+        dtype=getattr(torch, dtype),
+        attn_implementation="sdpa",
+        attention_dropout=0.0,
+        use_safetensors=True,
+        trust_remote_code=False,
     )
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from configs.schema import Model
 from learner.model_cache import ModelError, cached_folder, file_sha256, quiet_transformers
@@ -79,9 +80,9 @@ def _convert(gguf: Path, folder: Path, dtype: str) -> None:
 
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
             network = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype)
+                gguf.parent, gguf_file=gguf.name, dtype=getattr(torch, dtype), trust_remote_code=False
             )
         except Exception as error:  # a broken file fails anywhere in the reader: struct, index, key, value
             raise ModelError(
@@ -147,8 +148,9 @@ def _download(name: str) -> Path:
 
 
 def _check(folder: Path) -> None:
-    """Raises ModelError if a file is missing without which no run can start."""
+    """Raises ModelError if a file is missing without which no run can start, or one leads elsewhere."""
     names = {path.name for path in folder.iterdir()}
+    _check_where_it_leads(folder)
     if "config.json" not in names:
         raise ModelError(
             f"The model folder {folder} has no config.json, so it is no Hugging Face model folder. Give the folder "
@@ -171,14 +173,46 @@ def _check(folder: Path) -> None:
         )
 
 
+def _check_where_it_leads(folder: Path) -> None:
+    """Raises ModelError if weights are not safetensors files in the folder, or the config needs Python code of it."""
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"The model folder {folder} holds adapters (adapter_config.json), with which transformers would load the "
+            "model that they name. Merge them into it, and give the merged model's folder."
+        )
+    index = _read_json(folder / "model.safetensors.index.json").get("weight_map", {})
+    for shard in sorted({str(name) for name in index.values()} if isinstance(index, dict) else {str(index)}):
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise ModelError(
+                f"The index model.safetensors.index.json of {folder} names {shard!r}, and weights load from "
+                ".safetensors files in the same folder alone. Save the model anew with `model.save_pretrained(folder)`."
+            )
+    config = _read_json(folder / "config.json")
+    if "auto_map" in config:
+        from transformers import CONFIG_MAPPING
+
+        if config.get("model_type") not in CONFIG_MAPPING:
+            raise ModelError(
+                f"The model in {folder} is of the type {config.get('model_type')!r}, which transformers knows by "
+                "Python code in that folder alone (auto_map in config.json), and such code is never run here. Choose a "
+                "model that transformers has itself."
+            )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """A file's JSON object; an empty one where there is no file."""
+    try:
+        found = json.loads(file.read_bytes()) if file.exists() else {}
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"The file {file} is not JSON ({error}). Fetch or save the model anew.") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"The file {file} holds no JSON object. Fetch or save the model anew.")
+    return found
+
+
 def _has_chat_template(folder: Path, names: set[str]) -> bool:
     if names & {"chat_template.jinja", "chat_template.json"}:
         return True
     if "tokenizer_config.json" not in names:
         return False
-    try:
-        return bool(json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template"))
-    except ValueError as error:
-        raise ModelError(
-            f"The file {folder / 'tokenizer_config.json'} is not JSON ({error}). Fetch or save the tokenizer anew."
-        ) from error
+    return bool(_read_json(folder / "tokenizer_config.json").get("chat_template"))

@@ -85,7 +85,7 @@ class LearnerRank:
         self._policy: Policy = self._engine.module
         self._offload = OptimizerOffload(self._engine, self._device)
         # Read now: a checkpoint that the run was resumed from is deleted in time.
-        self._tokenizer = AutoTokenizer.from_pretrained(options.model_path)
+        self._tokenizer = AutoTokenizer.from_pretrained(options.model_path, trust_remote_code=False)
         self._loss_options = loss_options(config.learner)
         rollout = config.rollout
         self._sampled_from = SampledFrom(rollout.temperature, rollout.top_k, rollout.top_p)

@@ -47,8 +47,10 @@ def check_gold(gold: str) -> str:
     try:
         compile(gold, "tests", "exec")
         tests = ast.parse(gold)
-    except (SyntaxError, ValueError) as error:
-        raise ValueError(f"the gold answer {gold[:80]!r} is no Python program ({error}); {_EXPECTED}") from error
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:  # the last two: nested too deep
+        raise ValueError(
+            f"the gold answer {gold[:80]!r} is no Python program ({error or type(error).__name__}); {_EXPECTED}"
+        ) from error
     if not _asserts(tests.body):
         raise ValueError(f"the gold answer {gold[:80]!r} asserts nothing when it runs; {_EXPECTED}")
     return gold

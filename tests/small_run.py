@@ -25,10 +25,10 @@ def arguments(folder: Path, name: str, *more: str) -> list[str]:
     return ["--config", str(SMALL), *place, *more]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    """`python run_local.py` as a user starts it, output to be read."""
+def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """`python run_local.py` as a user starts it, with more variables in its environment, output to be read."""
     command = [sys.executable, "-u", str(ROOT / "run_local.py"), *arguments]
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
     )

@@ -99,8 +99,8 @@ def folder(tmp_path, monkeypatch) -> Path:
         ("broken_reward:f", "broken_reward.*cannot be imported.*SyntaxError"),
         ("plain_reward:g", "no function of .*plain_reward.py.*def g.*are: f"),
         ("plain_reward:NUMBER", "no function of"),
-        ("plain_reward:", "no function of"),
-        (":f", "cannot be imported"),
+        ("plain_reward:", "is no module:function"),
+        (":f", "is no module:function"),
     ],
 )
 def test_a_name_that_leads_nowhere_is_refused_at_the_start_with_what_to_do(folder, name, said):

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -133,21 +132,6 @@ def test_a_worker_that_loads_no_new_weights_stops_the_run(
     assert code == 1
     assert "log-probs are not the learner's" in capsys.readouterr().err
     assert status(folder / "deaf")["state"] == "failed"
-
-
-def test_ctrl_c_checkpoints_says_how_to_resume_and_leaves_nothing_behind(folder: Path) -> None:
-    run = folder / "stopped"
-    process = start(*arguments(folder, "stopped", "training.steps=100000", "checkpoint.every=0"))
-    _wait_for(run / "rollouts" / "step_000003.parquet", process)
-    children = psutil.Process(process.pid).children(recursive=True)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the whole process group
-    output, _ = process.communicate(timeout=KILL_DEADLINE)
-    assert process.returncode == 130, output
-    assert f"--resume {run}" in output and "Traceback" not in output
-    (checkpoint,) = (run / "checkpoints").glob("step_*/manifest.json")
-    assert status(run)["state"] == "interrupted" and checkpoint.parent.name == f"step_{status(run)['step']:06d}"
-    _, alive = psutil.wait_procs(children, timeout=20)
-    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
 
 
 def test_two_workers_and_two_ranks_learn_what_one_of_each_learns(undisturbed: Path, folder: Path) -> None:

@@ -165,6 +165,44 @@ def filled():
     assert sandbox.run("import os" + PASS, "assert os.listdir('/tmp') == []") == "correct", "of the run before"
 
 
+def test_no_link_leads_out(sandbox, tmp_path):
+    tmp_path.chmod(0o777)
+    secret = tmp_path / "secret"
+    secret.write_text("hunter2")
+    secret.chmod(0o666)
+    program = f"""
+import os
+def reached():
+    done = []
+    targets = ("/", "/..", "/proc/1/root", "/proc/1/cwd", "/proc/self/root", "/proc/self/root/..")
+    for number, target in enumerate(targets):
+        link = f"/tmp/link{{number}}"
+        os.symlink(target, link)
+        for path in (link + {str(secret)!r}, link + "/../../../../.." + {str(secret)!r}):
+            for mode in ("r", "w"):
+                try:
+                    open(path, mode).close()
+                    done.append((path, mode))
+                except OSError:
+                    pass
+    for name in ("link", "rename", "symlink"):
+        try:
+            getattr(os, name)({str(secret)!r}, "/tmp/" + name)
+            done += [name] if os.path.exists("/tmp/" + name) else []
+        except OSError:
+            pass
+    for number in range(256):
+        try:
+            os.fchdir(number)
+            done.append(number)
+        except OSError:
+            pass
+    return done
+"""
+    assert sandbox.run(program, "assert reached() == [] and os.path.isdir('/tmp/link0/usr')") == "correct"
+    assert secret.read_text() == "hunter2"
+
+
 def test_the_network_is_out_of_reach(sandbox):
     name = f"\0pocketgrpo-{os.getpid()}"
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
