@@ -18,6 +18,7 @@ WINDOW = 32  # steps of a running median: it follows a run's drift, and takes on
 KNOWN = 8  # steps before there is a median: the first updates are the wildest
 SPIKE = 10.0  # times the median; the largest of healthy runs was 3 times it
 COLLAPSE = 0.05  # of the median; the fastest healthy learner fell to 0.18 of it
+MOST_ERRORS = 0.5  # of the verdicts: what is left to learn from is then less than the noise
 FLAT_STEPS = 5  # in a row: in a batch of four groups chance alone makes one such step, now and then two
 
 FAULTS = {
@@ -26,7 +27,7 @@ FAULTS = {
     "entropy": f"the entropy fell under {COLLAPSE:g} of its running median",
     "truncated": "every completion of the batch is truncated",
     "logprob_diff": "the rollout workers' log-probs are not the learner's",
-    "verifier_errors": "too many verdicts are errors",
+    "verifier_errors": f"more than {MOST_ERRORS:.0%} of the verdicts are errors",
     "reward_flat": f"no group had different rewards for {FLAT_STEPS} steps or more, and not because all is solved",
 }
 SHOWN = {
@@ -81,11 +82,11 @@ class Guards:
                 f"Every completion of this step was cut off at rollout.max_completion_tokens={longest}, expected some "
                 "that end by themselves: no answer was finished. Raise it, or look at the step's rollouts.",
             )
-        errors, most = sampled["verdict/error"], self._config.rewards.max_error_rate
-        if errors > most:
+        errors = sampled["verdict/error"]
+        if errors > MOST_ERRORS:
             alarms.raised(
                 "verifier_errors",
-                f"{errors:.0%} of this step's verdicts are errors, more than rewards.max_error_rate={most:g}. The "
+                f"{errors:.0%} of this step's verdicts are errors, more than {MOST_ERRORS:.0%}. The "
                 "verifier's child dies on these answers: raise rewards.memory_mb, or look at the step's rollouts.",
             )
         flat = self._flat + 1 if _without_spread(sampled) else 0

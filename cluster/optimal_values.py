@@ -31,7 +31,7 @@ Sample = Callable[[list[Prompt]], Sampled]
 Say = Callable[[str], None]
 Key = tuple[str, str]  # a problem's id and gold answer
 
-NOT_REWARDED = {"verifiers", "timeout_seconds", "memory_mb", "max_error_rate", "shuffle"}
+NOT_REWARDED = {"verifiers", "timeout_seconds", "memory_mb", "shuffle"}
 ENDS_BYTES = 2**20
 
 

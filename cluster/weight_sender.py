@@ -107,8 +107,8 @@ class WeightSender(ABC):
         self._walk = iter(())
         try:
             self._send()
-        except BaseException:
-            for _ in self._walk:  # the other ranks gather to the end, and would wait for this one
+        except BaseException:  # whatever it was, the other ranks gather to the end, and would wait for this one
+            for _ in self._walk:
                 pass
             raise
         return {**self._watch.seconds, **self._updates.seconds}

@@ -216,7 +216,6 @@ _USES = (
     ),
     _Use(
         (
-            "rewards.max_error_rate",
             *(f"training.guards.{guard}" for guard in SAMPLED_GUARDS),
             "rollout.completions_per_prompt",
             "rollout.temperature",

@@ -251,12 +251,6 @@ class Rewards(Section):
     verifiers: int = Field(1, ge=1, description="Verifier actors, each with one killable child.")
     timeout_seconds: float = Field(5.0, gt=0, description="Wall-clock limit for one completion.")
     memory_mb: int = Field(2048, ge=256, description="Address-space limit of a verifier's child, in MiB.")
-    max_error_rate: float = Field(
-        0.5,
-        gt=0,
-        le=1,
-        description="Limit of the guard verifier_errors: the share of a step's verdicts that are errors.",
-    )
     shuffle: bool = Field(False, description="Control experiment: shuffle the rewards over all completions of a step.")
 
     @model_validator(mode="after")

@@ -278,7 +278,7 @@ def test_a_section_takes_no_value(tmp_path: Path) -> None:
         (["rewards.answer_tag=think"], ("rewards.reasoning_tag", "both think")),
         (["learner.warmup=31"], ("longer than the run of 30", "training.steps=30")),
         (["learner.warmup=2.5"], ("whole number such as 2",)),
-        (["model.warm_start.hidden_size=100"], ("model.warm_start.hidden_size=100", "multiple of 32")),
+        (["model.warm_start.hidden_size=100"], ("model.warm_start.hidden_size is 100", "a multiple of 32")),
         (["data.digits=1"], ("4608 different problems", "at most 200")),
         (["data.user_prompt=hello"], ("lacks {question}",)),
         (["data.pass_rate_range=[0.9, 0.1]"], ("is empty", "give the lower rate first")),

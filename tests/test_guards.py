@@ -179,7 +179,7 @@ BEFORE_FLAT = [line(20 + i, reward__flat_groups=1.0) for i in range(1, FLAT_STEP
     ("guard", "before", "fault", "almost", "said"),
     [
         ("truncated", [], {"rollout__truncated": 1.0}, {"rollout__truncated": 0.99}, "max_completion_tokens=32"),
-        ("verifier_errors", [], {"verdict__error": 0.6}, {"verdict__error": 0.5}, "rewards.max_error_rate=0.5"),
+        ("verifier_errors", [], {"verdict__error": 0.6}, {"verdict__error": 0.5}, "more than 50%"),
         ("reward_flat", BEFORE_FLAT, {"reward__flat_groups": 1.0}, {}, "For 5 steps no group"),
     ],
 )
