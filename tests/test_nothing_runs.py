@@ -195,7 +195,8 @@ TAGS = (
 @pytest.mark.parametrize("text", TAGS, ids=[tag[:25] for tag in TAGS])
 def test_yaml_makes_no_objects(text: str, trap: Path, tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
-    file.write_text("training: {name: " + text.replace("TRAP", str(trap)) + "}\n")
+    text = text.replace("TRAP", str(trap))
+    file.write_text("training: {name: " + text + "}\n")
     with pytest.raises(UsageError):
         load_config(file)
     with pytest.raises(UsageError):
