@@ -17,6 +17,7 @@ from cluster.jobs import current_job
 from cluster.placement import port_is_free
 from configs.errors import RunError, UsageError
 
+JOIN_SECONDS = 15.0
 OBJECT_STORE_BYTES = 512 * 2**20
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[1])
 
@@ -29,9 +30,9 @@ def ray_session(dashboard_port: int | str) -> Iterator[str]:
         return
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    if "RAY_ADDRESS" in os.environ:
+    if address := os.environ.get("RAY_ADDRESS"):
         with _sigterm_kept():
-            context = ray.init(runtime_env=_environment(), log_to_driver=False, logging_level=logging.ERROR)
+            context = _join(address)
     else:
         port = choose_dashboard_port(dashboard_port)
         with _sigterm_kept():
@@ -92,6 +93,36 @@ def _environment() -> dict[str, Any]:
         return {}
     paths = [PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+
+
+def _join(address: str) -> Any:
+    """The cluster that RAY_ADDRESS names; UsageError if none answers there, which Ray itself waits minutes for."""
+    try:
+        if not address.startswith(_ASKED_BY_RAY) and os.environ.get("RAY_USE_TLS", "0") == "0":
+            _wait_for_answer(address)
+        return ray.init(runtime_env=_environment(), log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, TimeoutError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UsageError(
+            f"RAY_ADDRESS={address} names no Ray cluster that can be joined: {reason}. Give HOST:PORT of a running one "
+            "(`ray start --head` prints it, its port is 6379 by default), or unset RAY_ADDRESS for a local cluster."
+        ) from error
+
+
+_ASKED_BY_RAY = ("auto", "local", "ray://", "http://", "https://")  # answered, or refused, at once or with a deadline
+
+
+def _wait_for_answer(address: str) -> None:
+    """TimeoutError unless a gRPC server, which Ray's head is, answers there; a port that is only open is none."""
+    import grpc
+
+    channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])  # as Ray has it
+    try:
+        grpc.channel_ready_future(channel).result(timeout=JOIN_SECONDS)
+    except grpc.FutureTimeoutError:
+        raise TimeoutError(f"nobody answered within {JOIN_SECONDS:g} s") from None
+    finally:
+        channel.close()
 
 
 def _start_local(port: int | None) -> Any:

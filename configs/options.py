@@ -88,6 +88,8 @@ def _limit_in_words(limit: Any) -> str | None:
             return f"at most {bound}"
         case annotated_types.Lt(lt=bound):
             return f"below {bound}"
+        case annotated_types.MultipleOf(multiple_of=unit):
+            return f"a multiple of {unit}"
         case annotated_types.MinLen(min_length=1):
             return "that is not empty"
     pattern = getattr(limit, "pattern", None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import CRITICAL
@@ -24,8 +25,8 @@ def read_table(dataset: str, split: str) -> Dataset:
     split: of a folder and of the hub; of a file every row is taken.
     Raises DatasetError, one paragraph, for whatever cannot be read.
     """
-    path = Path(dataset).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(dataset))
+    if os.path.isdir(path) and path.suffix not in FORMATS:
         return read_hub(str(path), None, split)
     if is_local(dataset):
         return read_file(path)
@@ -35,8 +36,8 @@ def read_table(dataset: str, split: str) -> Dataset:
 
 def is_local(dataset: str) -> bool:
     """Whether a dataset's name means a path here, be there something or not."""
-    path = Path(dataset).expanduser()
-    return path.suffix in FORMATS or path.exists() or dataset.startswith((".", "/", "~"))
+    path = Path(os.path.expanduser(dataset))
+    return path.suffix in FORMATS or os.path.exists(path) or dataset.startswith((".", "/", "~"))
 
 
 def read_file(path: Path) -> Dataset:
@@ -46,20 +47,19 @@ def read_file(path: Path) -> Dataset:
             f"The dataset {path} is not a file that can be read: its name must end in {', '.join(FORMATS)}. "
             "Give such a file, or a dataset's name on the hub, in data.dataset."
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DatasetError(
-            f"The dataset {path} does not exist or is no file (looked for {path.resolve()}). Correct data.dataset; "
-            "a relative path counts from the folder the command is started in."
+            f"The dataset {path} does not exist or is no file (looked for {os.path.abspath(path)}). Correct "
+            "data.dataset; a relative path counts from the folder the command is started in."
         )
-    if _is_blank(path):
-        raise DatasetError(f"The dataset {path} is empty. Put at least one problem a line into it.")
+    _check_bytes(path)
     from datasets import Dataset, load_dataset
     from datasets.exceptions import DatasetGenerationError
 
     try:
         with _quiet_datasets():
             rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
-    except (DatasetGenerationError, ValueError, OSError) as error:  # ArrowInvalid is a ValueError
+    except (DatasetGenerationError, ValueError, OSError, RecursionError) as error:  # ArrowInvalid is a ValueError
         cause = _bad_json_line(path) if path.suffix == ".jsonl" else None
         raise DatasetError(
             f"The dataset {path} cannot be read as {FORMATS[path.suffix]}: {cause or _root_cause(error)}. Correct "
@@ -101,21 +101,44 @@ def _quiet_datasets() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _is_blank(path: Path) -> bool:
-    with path.open("rb") as file:
-        return not any(line.strip() for line in file)
+def _check_bytes(path: Path) -> None:
+    """Raises DatasetError for a file that may not be read or is empty, and for JSON that is no UTF-8."""
+    empty = True
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                empty = empty and not line.strip()
+                if FORMATS[path.suffix] == "json":
+                    _decoded(path, number, line)
+                elif not empty:
+                    return
+    except OSError as error:
+        raise DatasetError(f"The dataset {path} cannot be read ({error}). Give this user the right to.") from error
+    if empty:
+        raise DatasetError(f"The dataset {path} is empty. Put at least one problem a line into it.")
+
+
+def _decoded(path: Path, number: int, line: bytes) -> None:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"The dataset {path} is no text in UTF-8: line {number}, {excerpt(line.decode(errors='replace'))}, has the "
+            f"byte 0x{line[error.start]:02x} at place {error.start + 1}. Save it as UTF-8, or give another "
+            "data.dataset."
+        ) from error
 
 
 def _bad_json_line(path: Path) -> str | None:
     """The first line of a JSONL file that is no JSON object, in words."""
-    with path.open("rb") as file:
+    with path.open(encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, start=1):
             try:
                 value = json.loads(line) if line.strip() else {}
-            except ValueError as error:  # also bytes that are no UTF-8
-                return f"line {number} is not JSON ({error}): {excerpt(line.decode(errors='replace'))}"
+            except (ValueError, RecursionError) as error:
+                return f"line {number} is not JSON ({error}): {excerpt(line)}"
             if not isinstance(value, dict):
-                return f"line {number} is no JSON object: {excerpt(line.decode(errors='replace'))}"
+                return f"line {number} is no JSON object: {excerpt(line)}"
     return None
 
 
