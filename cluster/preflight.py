@@ -7,6 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -52,11 +53,11 @@ def check_before_ray(config: Config, say: Say) -> None:
 
 def refuse(findings: Iterable[str | None]) -> None:
     """UsageError with all findings that are not None, numbered if there are several."""
-    found = list(dict.fromkeys(text.rstrip(".") for text in findings if text))
+    found = [text if text.endswith((".", "?")) else f"{text}." for text in dict.fromkeys(findings) if text]
     if len(found) == 1:
-        raise UsageError(f"{found[0]}.")
+        raise UsageError(found[0])
     if found:
-        listed = " ".join(f"({number}) {text}." for number, text in enumerate(found, 1))
+        listed = " ".join(f"({number}) {text}" for number, text in enumerate(found, 1))
         raise UsageError(f"The run cannot start, for {len(found)} reasons. {listed}")
 
 
@@ -64,7 +65,7 @@ def _rewards(config: Config) -> str | None:
     try:
         check_weights(config.rewards.weights)
     except ValueError as error:
-        return f"rewards.weights: {error}"
+        return str(error)
     return None
 
 
@@ -112,6 +113,8 @@ def _unwritable(folder: str, option: str) -> str | None:
     """Asked by writing a file without a name where the folder is or would be made: rights and read-only disks alike."""
     nearest = _nearest(Path(folder))
     try:
+        with suppress(FileNotFoundError):
+            os.lstat(os.path.expanduser(folder))  # a name too long is not too long for what stands above it
         with TemporaryFile(dir=nearest):
             return None
     except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from configs.command_line import Arguments, parse_arguments
 from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 from configs.loading import dump_config
+from configs.urls import is_url
 
 
 def main(
@@ -50,12 +51,14 @@ def train(arguments: Arguments) -> int:
 
     display = Display(arguments.config.telemetry.live)
     check_before_ray(arguments.config, display.say if arguments.dry_run else lambda _: None)  # a run says it later
+    from cluster.session import find_resumed, run_session
+
+    run = arguments.resume
+    fetched = run is not None and is_url(run) and arguments.dry_run  # too much for a dry run
+    resumed = None if run is None or fetched else find_resumed(run, arguments.config, display.say)
     if arguments.dry_run:
         display.say("The config is valid. Nothing was started, as --dry-run asks.")
         return 0
-    from cluster.session import find_resumed, run_session
-
-    resumed = find_resumed(arguments.resume, arguments.config, display.say) if arguments.resume else None
     return run_session(arguments.config, arguments.config_name, resumed, display)
 
 

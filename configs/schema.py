@@ -494,6 +494,7 @@ class Training(Section):
     name: str = Field(
         "auto",
         pattern=r"^\w[\w. \-]*$",
+        max_length=200,
         description="Name of the run's folder; auto is the config's name and the time.",
     )
     runs_dir: str = Field(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import DatasetError
-from data.escaping import escaped, excerpt
+from data.escaping import escaped
+from data.json_text import bad_line, check_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -52,21 +52,35 @@ def read_file(path: Path) -> Dataset:
             f"The dataset {path} does not exist or is no file (looked for {os.path.abspath(path)}). Correct "
             "data.dataset; a relative path counts from the folder the command is started in."
         )
-    _check_bytes(path)
+    _check_readable(path)
+    if FORMATS[path.suffix] == "json":
+        check_json(path)
     from datasets import Dataset, load_dataset
     from datasets.exceptions import DatasetGenerationError
 
     try:
         with _quiet_datasets():
             rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
-    except (DatasetGenerationError, ValueError, OSError, RecursionError) as error:  # ArrowInvalid is a ValueError
-        cause = _bad_json_line(path) if path.suffix == ".jsonl" else None
+    except (DatasetGenerationError, ValueError, OSError) as error:  # ArrowInvalid is a ValueError
+        cause = bad_line(path) if path.suffix == ".jsonl" else None
         raise DatasetError(
             f"The dataset {path} cannot be read as {FORMATS[path.suffix]}: {cause or _root_cause(error)}. Correct "
             "that, or write the file anew; JSONL has one JSON object with the same columns in every line."
         ) from error
     assert isinstance(rows, Dataset)
     return rows
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            if any(line.strip() for line in file):
+                return
+    except OSError as error:
+        raise DatasetError(
+            f"The dataset {path} cannot be read ({error}). Give this user the right to, or set data.dataset to another."
+        ) from error
+    raise DatasetError(f"The dataset {path} is empty. Put at least one problem a line into it.")
 
 
 def read_hub(name: str, config: str | None, split: str) -> Dataset:
@@ -101,50 +115,11 @@ def _quiet_datasets() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _check_bytes(path: Path) -> None:
-    """Raises DatasetError for a file that may not be read or is empty, and for JSON that is no UTF-8."""
-    empty = True
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                empty = empty and not line.strip()
-                if FORMATS[path.suffix] == "json":
-                    _decoded(path, number, line)
-                elif not empty:
-                    return
-    except OSError as error:
-        raise DatasetError(f"The dataset {path} cannot be read ({error}). Give this user the right to.") from error
-    if empty:
-        raise DatasetError(f"The dataset {path} is empty. Put at least one problem a line into it.")
-
-
-def _decoded(path: Path, number: int, line: bytes) -> None:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"The dataset {path} is no text in UTF-8: line {number}, {excerpt(line.decode(errors='replace'))}, has the "
-            f"byte 0x{line[error.start]:02x} at place {error.start + 1}. Save it as UTF-8, or give another "
-            "data.dataset."
-        ) from error
-
-
-def _bad_json_line(path: Path) -> str | None:
-    """The first line of a JSONL file that is no JSON object, in words."""
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                value = json.loads(line) if line.strip() else {}
-            except (ValueError, RecursionError) as error:
-                return f"line {number} is not JSON ({error}): {excerpt(line)}"
-            if not isinstance(value, dict):
-                return f"line {number} is no JSON object: {excerpt(line)}"
-    return None
-
-
 def _root_cause(error: BaseException) -> str:
     """The innermost error's text, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if "corresponds to no data" in str(error):  # what `datasets` says of rows without a column
+        return "it has no rows with columns"
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return escaped(text if len(text) <= 300 else text[:299] + "…").rstrip(".")

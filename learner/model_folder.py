@@ -196,10 +196,16 @@ def _check_weights(folder: Path, config: PreTrainedConfig, tensors: dict[str, He
             f"The weights in {folder} lack the tensor {missing[0]}{_further(missing)}, which the model of config.json "
             "has. Fetch or save the weights anew, all of them."
         )
+    if extra := sorted(name for name in info["unexpected_keys"] if _is_weight(name)):
+        raise ModelError(
+            f"The weights in {folder} hold the tensor {extra[0]}{_further(extra)}, for which the model of config.json "
+            "has no place. Fetch config.json and the weights of the same model."
+        )
 
 
 def _matched(folder: Path, config: PreTrainedConfig, tensors: dict[str, Header]) -> dict[str, Any]:
-    """transformers' own account of the tensors: mismatched_keys (name, shape here, shape wanted) and missing_keys."""
+    """transformers' own account of the tensors: mismatched_keys (name, shape here, shape wanted), missing_keys and
+    unexpected_keys."""
     import torch
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 

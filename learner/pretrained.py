@@ -63,7 +63,7 @@ def find_here(model: Model) -> ModelFolder | None:
 def _refuse_misspelt(name: str) -> None:
     """The hub need not be asked for what is nearly one of our own names; those there have an owner."""
     if near := get_close_matches(name, (BUILT_IN_MODEL, SMOLLM2_WHEEL), n=1, cutoff=0.8):
-        raise ModelError(f"There is no model {name}. Did you mean model.name={near[0]}?")
+        raise ModelError(f"There is no model {name}. Did you mean {near[0]}? Correct model.name.")
 
 
 def is_hub_name(name: str) -> bool:
