@@ -13,7 +13,7 @@ from configs.schema import BUILT_IN_MODEL, Config
 from data.demonstrations import with_demonstrations
 from data.errors import DatasetError
 from data.escaping import block
-from data.prompts import check_template, make_template, render_all
+from data.prompts import make_template, render_all
 from data.records import Problem, Prompt
 from learner.model_cache import ModelError
 from learner.pretrained import resolve_model
@@ -69,7 +69,6 @@ def _render(config: Config, model_path: Path, train: list[Problem], held_out: li
     data = config.data
     tokenizer = AutoTokenizer.from_pretrained(model_path)
     template = make_template(data, config.rewards.reasoning_tag)
-    check_template(tokenizer, template)
     rendered = {}
     for name, problems in (("training", train), ("held-out", held_out)):
         prompts, dropped = render_all(tokenizer, problems, template, data.max_prompt_tokens)

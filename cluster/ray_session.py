@@ -32,7 +32,7 @@ def ray_session(dashboard_port: int | str) -> Iterator[str]:
         os.environ.setdefault(name, value)
     if address := os.environ.get("RAY_ADDRESS"):
         with _sigterm_kept():
-            context = _join(address)
+            context = join(address)
     else:
         port = choose_dashboard_port(dashboard_port)
         with _sigterm_kept():
@@ -95,11 +95,11 @@ def _environment() -> dict[str, Any]:
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
 
 
-def _join(address: str) -> Any:
-    """The cluster that RAY_ADDRESS names; UsageError if none answers there, which Ray itself waits minutes for."""
+def join(address: str, seconds: float = JOIN_SECONDS) -> Any:
+    """The cluster that RAY_ADDRESS names; UsageError if none answers in time, where Ray itself would wait minutes."""
     try:
         if not address.startswith(_ASKED_BY_RAY) and os.environ.get("RAY_USE_TLS", "0") == "0":
-            _wait_for_answer(address)
+            _wait_for_answer(address, seconds)
         return ray.init(runtime_env=_environment(), log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ValueError, TimeoutError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
@@ -112,15 +112,15 @@ def _join(address: str) -> Any:
 _ASKED_BY_RAY = ("auto", "local", "ray://", "http://", "https://")  # answered, or refused, at once or with a deadline
 
 
-def _wait_for_answer(address: str) -> None:
+def _wait_for_answer(address: str, seconds: float) -> None:
     """TimeoutError unless a gRPC server, which Ray's head is, answers there; a port that is only open is none."""
     import grpc
 
     channel = grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)])  # as Ray has it
     try:
-        grpc.channel_ready_future(channel).result(timeout=JOIN_SECONDS)
+        grpc.channel_ready_future(channel).result(timeout=seconds)
     except grpc.FutureTimeoutError:
-        raise TimeoutError(f"nobody answered within {JOIN_SECONDS:g} s") from None
+        raise TimeoutError(f"nobody answered within {seconds:g} s") from None
     finally:
         channel.close()
 

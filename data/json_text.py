@@ -53,7 +53,7 @@ def _begins_a_list(path: Path, head: bytes) -> bool:
     if not text.startswith(b"["):
         return False
     first = text[1:].lstrip()
-    if first and not first.startswith(b"{") and _depth(head) <= MAX_DEPTH:
+    if first and not first.startswith((b"{", b"]")) and _depth(head) <= MAX_DEPTH:
         raise DatasetError(
             f"The dataset {path} is a list whose first entry is no JSON object: "
             f"{excerpt(text.decode(errors='replace'))}. "

@@ -135,7 +135,9 @@ def render_all(
     """The prompts of at most `max_prompt_tokens` tokens, in order, and how many were dropped.
 
     A prompt's visit is its place among those kept; the sampler puts the run's own there.
+    Raises DatasetError where the chat template is of no use, see `check_template`.
     """
+    check_template(tokenizer, template)
     kept: list[Prompt] = []
     dropped = 0
     for problem in problems:

@@ -63,10 +63,13 @@ def read_headers(file: Path) -> dict[str, Header]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        file.open("rb").close()  # safetensors says of a file that may not be read that it is not there
         with safe_open(file, framework="np") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  no mapping
             return {name: Header(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise ModelError(f"The weights {file} cannot be read ({_said(error)}). Give this user the right to.") from error
+    except SafetensorError as error:
         raise ModelError(
             f"The weights {file} ({_size(file)}) are damaged or cut off: {_said(error)}. Fetch or save that file anew."
         ) from error

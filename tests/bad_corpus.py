@@ -221,18 +221,6 @@ def run_at(step: int | None, config_text: str | None = None, *more: str) -> Plan
     return plant
 
 
-def damaged(plant: Plant, name: str) -> Plant:
-    """A run whose newest checkpoint lost a byte."""
-
-    def change(place: Place) -> list[str]:
-        argv = plant(place)
-        (found,) = (place.folder / "run" / "checkpoints").rglob(name)
-        found.write_bytes(found.read_bytes()[:-1])
-        return argv
-
-    return change
-
-
 def template(text: str, *more: str) -> Plant:
     """The good model, prompted by a chat template of the user's."""
 
@@ -306,13 +294,11 @@ CONFIGS = (
     ),
     Cause(
         "a reward is misspelt",
-        ("rewards.weights", "'accuracy'"),
+        ("rewards.weights: there is no reward", "did you mean 'accuracy"),
         (
             case(given("rewards.weights={acuracy: 1.0}"), "acuracy"),
-            case(given("rewards.weights.accuracy_strikt=1"), "accuracy_strict"),
-            case(given("rewards.weights={my_module: 1.0}"), "module:function")
-            if False
-            else case(given("rewards.weights={Accuracy: 1.0}")),
+            case(given("rewards.weights.accuracy_strikt=1"), "'accuracy_strikt'"),
+            case(given("rewards.weights={Accuracy: 1.0}"), "'Accuracy'"),
         ),
     ),
     Cause(
@@ -497,14 +483,8 @@ CONFIGS = (
             case(given("rollout.completions_per_prompt=1"), "nothing to compare"),
             case(given("cluster.placement=colocated", "cluster.max_staleness=2"), "take turns"),
             case(given("learner.optimizer=adamw_cpu", "learner.zero_stage=0"), "zero_stage=1, 2 or 3"),
-            case(given("evaluation.samples=4"), "take one sample")
-            if False
-            else case(
-                given("rewards.weights={overlong: 1, accuracy: 1}", "rewards.overlong_buffer=32"), "overlong_buffer"
-            ),
-            case(given("data.pass_rate_range=[0.9, 0.1]"), "lower rate first")
-            if False
-            else case(given("evaluation.temperature=0.001"), "greedy"),
+            case(given("rewards.weights={overlong: 1, accuracy: 1}", "rewards.overlong_buffer=32"), "overlong_buffer"),
+            case(given("evaluation.temperature=0.001"), "greedy"),
         ),
     ),
     Cause(
@@ -578,17 +558,13 @@ CONFIGS = (
         ("alias", "write the value out"),
         (
             case(config("training: &a {steps: 3}\ndata: *a\n")),
-            case(
-                config(
-                    "a: &a [x, x]\n" + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}]\n" for i in range(20))
-                )
-            ),
+            case(config("a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghij")))),
         ),
     ),
     Cause(
         "the config nests without end",
         ("too deep",),
-        (case(config("training: " + "[" * 5000 + "]" * 5000 + "\n")), case(config("{a: " * 5000))),
+        (case(config("training: " + "[" * 1000 + "]" * 1000 + "\n")), case(config("{a: " * 1000))),
     ),
     Cause(
         "the config is not UTF-8",
@@ -703,6 +679,15 @@ DATASETS = (
         ),
     ),
     Cause(
+        "the dataset is no Parquet",
+        ("cannot be read as parquet", "write the file anew"),
+        (
+            case(data(b"PAR1 nonsense", name="rows.parquet")),
+            case(data(jsonl(ROWS), name="rows.parquet")),
+            case(data(b"version https://git-lfs.github.com/spec/v1\n", name="rows.parquet")),
+        ),
+    ),
+    Cause(
         "a line of the dataset is not JSON",
         ("is not JSON", "write the file anew"),
         (
@@ -790,9 +775,7 @@ DATASETS = (
         ("row 41", "cannot be used"),
         (
             case(data([*ROWS, {"question": "Which angle?", "answer": "np.arcsin(10/13)"}]), "np.arcsin"),
-            case(data([*ROWS, {"question": "x", "answer": "I do not know"}], "data.gold=boxed"), "boxed")
-            if False
-            else case(data([*ROWS, {"question": "x", "answer": "#### "}]), "has nothing after ####"),
+            case(data([*ROWS, {"question": "x", "answer": "#### "}]), "has nothing after ####"),
             case(data([*ROWS, {"question": "x", "answer": "\\boxed{1"}]), "braces balance"),
         ),
     ),
@@ -855,9 +838,7 @@ DATASETS = (
         "the dataset may not be read",
         ("cannot be read", "Permission denied"),
         (
-            case(locked("problems.jsonl", data(ROWS)), "data.dataset")
-            if False
-            else case(locked("problems.jsonl", data(ROWS))),
+            case(locked("problems.jsonl", data(ROWS))),
             case(locked("rates.jsonl", file("rates.jsonl", PASS_RATES, "data.pass_rates={folder}/rates.jsonl"))),
         ),
         rights=True,

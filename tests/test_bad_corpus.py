@@ -7,14 +7,35 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cluster.ray_session import join
 from cluster.train import main
-from tests.bad_corpus import CAUSES, ROWS, Case, Cause, Place, Plant, data, file, given, jsonl, model, small, without
+from configs.errors import RunError, UsageError
+from configs.schema import Model
+from learner.policy import load_policy
+from learner.pretrained import find_here
+from tests.bad_corpus import (
+    CAUSES,
+    ROWS,
+    Case,
+    Cause,
+    Place,
+    Plant,
+    config,
+    data,
+    given,
+    jsonl,
+    model,
+    tensors,
+    without,
+)
 from tests.small_run import ROOT
 from tests.tiny import tiny_llama
 
@@ -81,12 +102,8 @@ def rights_bind() -> Iterator[None]:
 
 
 ACCEPTED: dict[str, Plant] = {
-    "a config with a byte order mark": lambda place: small(
-        place, *file("x.yaml", "\ufefftraining: {steps: 3}\n", "--config={folder}/x.yaml")(place)[-1:]
-    ),
-    "a config with the line ends of Windows": lambda place: small(
-        place, *file("x.yaml", "training:\r\n  steps: 3\r\n", "--config={folder}/x.yaml")(place)[-1:]
-    ),
+    "a config with a byte order mark": config("\ufefftraining: {steps: 3}\n"),
+    "a config with the line ends of Windows": config("training:\r\n  steps: 3\r\n"),
     "the same override twice": given("training.steps=3", "training.steps=5"),
     "a dataset with a byte order mark": data(b"\xef\xbb\xbf" + jsonl(ROWS)),
     "a dataset with the line ends of Windows": data(jsonl(ROWS).replace(b"\n", b"\r\n")),
@@ -112,3 +129,47 @@ def _without_pad(folder: Path) -> None:
 def test_what_only_looks_like_a_mistake_is_taken(name: str, place: Place, capfd: pytest.CaptureFixture[str]) -> None:
     code = main([*ACCEPTED[name](place), "--dry-run"])
     assert code == 0, capfd.readouterr().err
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_named_where_they_are_read(number: float, place: Place) -> None:
+    """Not before: finding them would mean to read the weights twice."""
+    folder = Path(tensors(lambda found: found["model.norm.weight"].__setitem__(3, number))(place)[-1].partition("=")[2])
+    assert find_here(Model(name=str(folder))) is not None
+    with pytest.raises(RunError, match=r"tensor model\.norm\.weight in .* has 1 of 32 numbers .* anew") as raised:
+        load_policy(folder, "float32", 64, False)
+    helps(f"error: {raised.value}\n")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{port}", "127.0.0.1:1", "not an address", "nobody.invalid:6379"])
+def test_a_ray_address_where_nobody_answers_is_named_in_time(address: str) -> None:
+    """A port that is open and silent is the worst: whoever connects waits for its first word."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        named = address.format(port=silent.getsockname()[1])
+        began = time.monotonic()
+        with pytest.raises(UsageError, match=f"RAY_ADDRESS={named} .* within 1 s") as raised:
+            join(named, seconds=1.0)
+    assert time.monotonic() - began < 10
+    helps(f"error: {raised.value}\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["learner.completions_per_update=7"], "does not divide"),
+        (["--config", "quikstart"], "quickstart"),
+        (["--resume", "runs/none"], "no run to resume"),
+        (["training.steps=2"], "unset RAY_ADDRESS"),
+    ],
+)
+def test_the_real_command_ends_with_code_2_and_nothing_but_the_message(
+    argv: list[str], says: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, str(ROOT / "run_local.py"), *argv]
+    environment = {**os.environ, "RAY_ADDRESS": "http://127.0.0.1:8265"}  # asked only when all else is well
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment)
+    assert done.returncode == 2 and says in done.stderr, done.stderr
+    helps(done.stderr)
+    assert not os.listdir(tmp_path)

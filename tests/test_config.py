@@ -205,19 +205,6 @@ def test_several_mistakes_are_told_together(tmp_path: Path) -> None:
     assert 'data.digits is "many"' in text
 
 
-@pytest.mark.parametrize(
-    "yaml_text",
-    [
-        "training:\n  steps: 1\n  seed: 2\n  steps: 3\n",
-        "training:\n  steps: 1\ndata: {}\ntraining:\n  seed: 2\n",
-    ],
-)
-def test_a_key_given_twice_in_a_file_is_an_error_with_both_lines(yaml_text: str, tmp_path: Path) -> None:
-    text = refusal([], written(tmp_path, yaml_text))
-    assert ", line 4, " in text
-    assert "given twice, first in line" in text
-
-
 # Mistakes in values
 
 
@@ -352,24 +339,10 @@ def test_the_schema_refuses_by_itself_what_is_built_in_code() -> None:
 # Mistakes in files
 
 
-def test_a_missing_file_is_answered_with_the_recipes() -> None:
-    text = refusal([], "nowhere.yaml")
-    assert "nowhere.yaml does not exist" in text
-    assert ", ".join(recipe_names()) in text
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"training: [1\n", "line 2, column 1: not readable as YAML"),
-        (b"training:\n\tsteps: 3\n", "line 2, column 1: not readable as YAML"),
-        (b"- 1\n- 2\n", "expected sections"),
-        (b"steps\n", "expected sections"),
-        (b"training: &a {steps: 3}\ndata: *a\n", "alias"),
-        (b"training: !!python/object:os.system {}\n", "not readable as YAML"),
         (b"training: {steps: !!int x}\n", "not readable as YAML"),
-        (b"a: 1\n---\nb: 2\n", "not readable as YAML"),
-        (b"\xff\xfe\x00x", "cannot be read"),
         (b"training: {name: '\x00'}", "not readable as YAML"),
         (b"1: 2\n", "there is no option 1 "),
         (b"? [a]\n: 2\n", "not readable as YAML"),
@@ -381,10 +354,6 @@ def test_an_unreadable_file_is_named_with_the_reason(content: bytes, said: str, 
     text = refusal([], path)
     assert str(path) in text
     assert said in text
-
-
-def test_a_folder_is_no_config(tmp_path: Path) -> None:
-    assert "is a folder" in refusal([], tmp_path)
 
 
 # The command line
