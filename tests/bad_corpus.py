@@ -113,7 +113,7 @@ def file(name: str, content: str, *more: str) -> Plant:
     return plant
 
 
-def model(change: Callable[[Path], None], *more: str) -> Plant:
+def model(change: Callable[[Path], object], *more: str) -> Plant:
     """A copy of the good model, changed for the worse."""
 
     def plant(place: Place) -> list[str]:

@@ -229,7 +229,7 @@ def test_several_mistakes_are_told_together(tmp_path: Path) -> None:
         ("cluster.dashboard_port=70000", "expected an integer at least 1 and at most 65535, or auto"),
         ("rewards.weights.format=much", "expected a number"),
         ("rewards.weights=3", "expected a mapping from names to numbers"),
-        ("training.name=../elsewhere", "expected text matching"),
+        ("training.name=../elsewhere", "at most 200 characters and matching"),
         ("data.mixture.gsm8k=0", "expected a number above 0; write for example data.mixture.gsm8k=1.0"),
         (
             "data.filters.level={a: 1}",
