@@ -1,10 +1,9 @@
-"""Whether the rollout workers' engines can hold this model and share it, from its config.json alone."""
+"""Whether the rollout workers' engines can hold this model's sequences and share it, from its config alone."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -12,14 +11,32 @@ from actors.engine import BLOCK_SIZE
 from configs.errors import UsageError
 from configs.schema import Config
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 MIB = 2**20
 BYTES = {"float32": 4, "bfloat16": 2}
 VOCABULARY_PADDING = 64  # vLLM rounds the vocabulary up to a multiple
+# vLLM takes the positions of a model as they stand in its config for these, and times `factor` for the others.
+SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
 
-def check_tensor_parallel(config: Config, model_path: Path) -> None:
+def check_engine(config: Config, model: PreTrainedConfig) -> None:
+    """What no machine can make fit: processes that share unevenly, sequences beyond the model's positions, and a
+    KV cache smaller than one sequence. UsageError."""
+    check_tensor_parallel(config, model)
+    check_positions(config, model)
+    needed, given = one_sequence_bytes(config, model), config.rollout.kv_cache_mb * MIB
+    if given < needed:
+        raise UsageError(
+            f"rollout.kv_cache_mb={config.rollout.kv_cache_mb} cannot hold one sequence of {config.max_tokens} tokens "
+            f"(data.max_prompt_tokens + rollout.max_completion_tokens), which takes {needed / MIB:.1f} MiB. "
+            f"Raise it to at least {-(-needed // MIB)}, better {-(-needed * 16 // MIB)}, or shorten the sequences."
+        )
+
+
+def check_tensor_parallel(config: Config, model: PreTrainedConfig) -> None:
     """The processes of a rollout worker must each get the same share of the model. UsageError with what fits."""
-    model = json.loads((model_path / "config.json").read_text())
     asked = config.rollout.tensor_parallel
     if _unshared(model, asked):
         fits = next(count for count in range(asked, 0, -1) if not _unshared(model, count))
@@ -29,50 +46,69 @@ def check_tensor_parallel(config: Config, model_path: Path) -> None:
         )
 
 
-def _unshared(model: dict[str, Any], count: int) -> list[str]:
+def check_positions(config: Config, model: PreTrainedConfig) -> None:
+    """The model must have been made for sequences as long as the config allows them. UsageError with what it takes."""
+    limit = _positions(model)
+    if limit is None or config.max_tokens <= limit:
+        return
+    raise UsageError(
+        f"data.max_prompt_tokens={config.data.max_prompt_tokens} plus rollout.max_completion_tokens="
+        f"{config.rollout.max_completion_tokens} are sequences of {config.max_tokens} tokens, and the model takes at "
+        f"most {limit} (max_position_embeddings in its config.json). Lower the two to {limit} in all."
+    )
+
+
+def one_sequence_bytes(config: Config, model: PreTrainedConfig) -> int:
+    """Bytes of KV cache, in each tensor parallel process, for one longest sequence.
+
+    A token takes 2 (key and value) x layers x the process's KV heads, at least one, x head size x bytes per number.
+    """
+    heads, kv_heads = _heads(model)
+    kv_heads = max(1, kv_heads // config.rollout.tensor_parallel)
+    head_size = getattr(model, "head_dim", None) or model.hidden_size // heads
+    per_token = 2 * model.num_hidden_layers * kv_heads * head_size * BYTES[config.model.dtype]
+    blocks = -(-config.max_tokens // BLOCK_SIZE) + 1
+    return blocks * BLOCK_SIZE * per_token
+
+
+def _unshared(model: PreTrainedConfig, count: int) -> list[str]:
     """What of the model so many processes cannot share as vLLM does: KV heads may be repeated, and the vocabulary
     is padded."""
     heads, kv_heads = _heads(model)
-    vocabulary = -(-model["vocab_size"] // VOCABULARY_PADDING) * VOCABULARY_PADDING
+    vocabulary = -(-model.vocab_size // VOCABULARY_PADDING) * VOCABULARY_PADDING
+    inner = getattr(model, "intermediate_size", None)
     shared = {
         f"{heads} attention heads": heads % count,
         f"{kv_heads} KV heads": kv_heads % count and count % kv_heads,
-        f"inner width of {model['intermediate_size']}": model["intermediate_size"] % count,
+        f"inner width of {inner}": inner % count if isinstance(inner, int) else 0,
         f"vocabulary of {vocabulary} (with padding)": vocabulary % count,
     }
     return [what for what, rest in shared.items() if rest]
 
 
-def _heads(model: dict[str, Any]) -> tuple[int, int]:
-    """Attention heads and KV heads of a model's config."""
-    heads = model["num_attention_heads"]
-    return heads, model.get("num_key_value_heads") or heads
+def _heads(model: PreTrainedConfig) -> tuple[int, int]:
+    """Attention heads and KV heads; transformers gives each family's names for them these."""
+    heads = model.num_attention_heads
+    return heads, getattr(model, "num_key_value_heads", None) or heads
+
+
+def _positions(model: PreTrainedConfig) -> int | None:
+    """Tokens of the longest sequence that vLLM lets this model have; None where its config names no limit."""
+    limit = getattr(model, "max_position_embeddings", None)
+    rope = getattr(model, "rope_parameters", None) or {}
+    if limit is None or rope.get("rope_type") in SCALED_ALREADY:
+        return limit
+    return int(limit * (rope.get("factor") or 1))
 
 
 def check_kv_cache(config: Config, model_path: Path, on_gpus: bool) -> None:
-    """The KV cache must hold one longest sequence, and on a CPU the free memory must hold the caches of all workers.
+    """The engine must fit, and on a CPU the free memory must hold the KV caches of all workers. UsageError."""
+    from transformers import AutoConfig
 
-    Bytes per token, in each tensor parallel process: 2 (key and value) x layers x its KV heads, at least one, x head
-    size x bytes per number.
-    """
-    check_tensor_parallel(config, model_path)
-    model = json.loads((model_path / "config.json").read_text())
-    heads, kv_heads = _heads(model)
-    parallel = config.rollout.tensor_parallel
-    kv_heads = max(1, kv_heads // parallel)
-    head_size = model.get("head_dim") or model["hidden_size"] // heads
-    per_token = 2 * model["num_hidden_layers"] * kv_heads * head_size * BYTES[config.model.dtype]
-    blocks = -(-config.max_tokens // BLOCK_SIZE) + 1
-    needed = blocks * BLOCK_SIZE * per_token
+    check_engine(config, AutoConfig.from_pretrained(model_path, trust_remote_code=False).get_text_config())
     given = config.rollout.kv_cache_mb * MIB
-    if given < needed:
-        raise UsageError(
-            f"rollout.kv_cache_mb={config.rollout.kv_cache_mb} cannot hold one sequence of {config.max_tokens} tokens "
-            f"(data.max_prompt_tokens + rollout.max_completion_tokens), which takes {needed / MIB:.1f} MiB. "
-            f"Raise it to at least {-(-needed // MIB)}, better {-(-needed * 16 // MIB)}, or shorten the sequences."
-        )
     free = psutil.virtual_memory().available
-    total = given * parallel * config.cluster.rollout_workers
+    total = given * config.rollout.tensor_parallel * config.cluster.rollout_workers
     if total > free and not on_gpus:
         raise UsageError(
             f"The KV caches take {total / MIB:.0f} MiB (rollout.kv_cache_mb={config.rollout.kv_cache_mb} x "

@@ -149,7 +149,7 @@ def hardware_here() -> Hardware:
 
     UsageError if the GPUs there are not of one known kind.
     """
-    found = _of_ray() if "RAY_ADDRESS" in os.environ else _of_this_machine()
+    found = _of_ray() if os.environ.get("RAY_ADDRESS") else _of_this_machine()
     if not found:
         return this_cpu()
     devices = [find_gpu(name, memory) for name, memory in found]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from cluster.curation import Say, check_dataset
+from cluster.engine_fit import check_engine
 from cluster.jobs import current_job, unlasting_runs_dir
 from cluster.machine import (
     Machine,
@@ -24,8 +27,15 @@ from cluster.machine import (
 from cluster.nodes import Node, ask
 from cluster.run_place import RunPlace
 from configs.errors import UsageError
-from configs.schema import Config
+from configs.schema import BUILT_IN_MODEL, Config
 from configs.urls import is_url, open_filesystem
+from data.errors import DatasetError
+from data.prompts import check_template, make_template
+from data.tokenizer import build_tokenizer
+from learner.model_cache import ModelError
+from learner.model_folder import read_headers
+from learner.pretrained import SMOLLM2_WHEEL, find_here
+from learner.warm_start import llama_config
 from rewards import check_weights
 
 MIB = 2**20
@@ -34,17 +44,20 @@ MIN_FREE_DISK_BYTES = 256 * MIB
 
 
 def check_before_ray(config: Config, say: Say) -> None:
-    """Reward names, the data block, where the run folder goes and its free disk. UsageError naming every fix."""
-    refuse([_rewards(config), _data(config, say), *_runs_dir(config)])
+    """Reward names, the data block, the model as far as it is here, where the run folder goes and its free disk.
+
+    UsageError naming every fix.
+    """
+    refuse([_rewards(config), _data(config, say), _model(config), *_places(config)])
 
 
 def refuse(findings: Iterable[str | None]) -> None:
     """UsageError with all findings that are not None, numbered if there are several."""
-    found = [text.rstrip(".") for text in findings if text]
+    found = [text if text.endswith((".", "?")) else f"{text}." for text in dict.fromkeys(findings) if text]
     if len(found) == 1:
-        raise UsageError(f"{found[0]}.")
+        raise UsageError(found[0])
     if found:
-        listed = " ".join(f"({number}) {text}." for number, text in enumerate(found, 1))
+        listed = " ".join(f"({number}) {text}" for number, text in enumerate(found, 1))
         raise UsageError(f"The run cannot start, for {len(found)} reasons. {listed}")
 
 
@@ -52,7 +65,7 @@ def _rewards(config: Config) -> str | None:
     try:
         check_weights(config.rewards.weights)
     except ValueError as error:
-        return f"rewards.weights: {error}"
+        return str(error)
     return None
 
 
@@ -64,15 +77,48 @@ def _data(config: Config, say: Say) -> str | None:
     return None
 
 
-def _runs_dir(config: Config) -> list[str | None]:
-    runs_dir = config.training.runs_dir
+def _model(config: Config) -> str | None:
+    """A folder's parts, whether they fit each other and the config, and a chat template, whosever it is."""
+    model = config.model
+    try:
+        here = None if model.name == BUILT_IN_MODEL else find_here(model)
+        tokenizer = here.tokenizer if here else build_tokenizer(config.rewards.reasoning_tag, config.rewards.answer_tag)
+        if here or config.data.chat_template != "model":
+            check_template(tokenizer, make_template(config.data, config.rewards.reasoning_tag))
+        if here:
+            check_engine(config, here.config)
+        elif model.name == BUILT_IN_MODEL:
+            check_engine(config, llama_config(model.warm_start, tokenizer))
+    except (ModelError, DatasetError, UsageError) as error:
+        return str(error)
+    return None
+
+
+def _places(config: Config) -> list[str | None]:
+    """What is wrong with the folders that a run writes to."""
+    runs_dir, model = config.training.runs_dir, config.model
+    made_here = model.name in (BUILT_IN_MODEL, SMOLLM2_WHEEL) or model.name.endswith(".gguf")
+    cache = [_unwritable(model.cache_dir, "model.cache_dir")] if made_here or is_url(runs_dir) else []
     if not is_url(runs_dir):
-        return [unlasting_runs_dir(runs_dir, current_job()), _disk(Path(runs_dir), "training.runs_dir")]
+        lasting = unlasting_runs_dir(runs_dir, current_job())
+        return [lasting, _unwritable(runs_dir, "training.runs_dir"), _disk(Path(runs_dir), "training.runs_dir"), *cache]
     try:
         open_filesystem(runs_dir)
     except UsageError as error:
         return [str(error)]
-    return [_disk(Path(config.model.cache_dir), "model.cache_dir")]
+    return [*cache, _disk(Path(model.cache_dir), "model.cache_dir")]
+
+
+def _unwritable(folder: str, option: str) -> str | None:
+    """Asked by writing a file without a name where the folder is or would be made: rights and read-only disks alike."""
+    nearest = _nearest(Path(folder))
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(os.path.expanduser(folder))  # a name too long is not too long for what stands above it
+        with TemporaryFile(dir=nearest):
+            return None
+    except OSError as error:
+        return f"{option}={folder} cannot be written: {nearest}: {error.strerror}. Choose another {option}"
 
 
 def _disk(folder: Path, option: str) -> str | None:
@@ -87,10 +133,16 @@ def _disk(folder: Path, option: str) -> str | None:
 
 def _free_disk(folder: Path) -> tuple[int, Path]:
     """Bytes free where this folder is or would be made, and the nearest folder that exists."""
-    folder = folder.expanduser().resolve()
-    while not folder.exists():
-        folder = folder.parent
+    folder = _nearest(folder)
     return shutil.disk_usage(folder).free, folder
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest above it that something stands at, be it a file."""
+    folder = Path(os.path.abspath(os.path.expanduser(folder)))
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    return folder
 
 
 def check_nodes(config: Config, nodes: Sequence[Node], place: RunPlace, say: Say) -> None:
@@ -176,9 +228,5 @@ def checkpoint_bytes(config: Config, parameters: int) -> int:
 
 def parameters_of(model_path: Path) -> int:
     """Number of weights, from the headers of the safetensors files."""
-    count = 0
-    for path in model_path.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        count += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return count
+    headers = (header for path in model_path.glob("*.safetensors") for header in read_headers(path).values())
+    return sum(math.prod(header.shape) for header in headers)

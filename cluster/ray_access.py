@@ -63,7 +63,7 @@ def asks_for_token() -> bool:
     return os.environ.get("RAY_AUTH_MODE", "token").lower() != "disabled"
 
 
-def check_token(address: str) -> bool:
+def check_token(address: str, seconds: float = KNOCK_SECONDS) -> bool:
     """Whether the cluster at host:port asks for a token. UsageError, in seconds, if we have none or another, or if
     nobody is there; Ray would try again and again for 20 s and then name no token."""
     import grpc
@@ -72,29 +72,29 @@ def check_token(address: str) -> bool:
     from ray._raylet import AuthenticationTokenLoader
 
     with grpc.insecure_channel(address, _NO_PROXY) as channel:
-        if _lets_in(channel, address):
+        if _lets_in(channel, address, seconds):
             return False
     if not is_token_auth_enabled() or not AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True):
         raise UsageError(f"The Ray cluster at {address} asks for a token, and this driver shows none. {HOW_TO_GET_IT}")
     with init_grpc_channel(address, _NO_PROXY) as channel:
-        if not _lets_in(channel, address):
+        if not _lets_in(channel, address, seconds):
             raise UsageError(f"The Ray cluster at {address} has another token than this driver. {HOW_TO_GET_IT}")
     return True
 
 
-def _lets_in(channel: object, address: str) -> bool:
+def _lets_in(channel: object, address: str, seconds: float) -> bool:
     """Whether the cluster answers a harmless question that comes through this channel."""
     import grpc
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
     try:
         stub = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
-        stub.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=KNOCK_SECONDS, wait_for_ready=True)
+        stub.GetClusterId(gcs_service_pb2.GetClusterIdRequest(), timeout=seconds, wait_for_ready=True)
     except grpc.RpcError as error:
         if error.code() is grpc.StatusCode.UNAUTHENTICATED:
             return False
         raise UsageError(
-            f"No Ray cluster answers at RAY_ADDRESS={address} within {KNOCK_SECONDS:g} s ({error.code().name}). Start "
+            f"No Ray cluster answers at RAY_ADDRESS={address} within {seconds:g} s ({error.code().name}). Start "
             "it (`ray start --head`), correct the address, or unset RAY_ADDRESS to have a local one."
         ) from None
     return True

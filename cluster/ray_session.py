@@ -36,7 +36,7 @@ def ray_session(dashboard_port: int | str) -> Iterator[str]:
     if address != "local":
         asks = check_token(address) if _HOST_AND_PORT.fullmatch(address) and not _uses_tls() else True
         with _sigterm_kept():
-            context = ray.init(runtime_env=_environment(), log_to_driver=False, logging_level=logging.ERROR)
+            context = _join(address)
     else:
         asks, port = asks_for_token(), choose_dashboard_port(dashboard_port)
         with _sigterm_kept(), loopback():
@@ -98,6 +98,18 @@ def _environment() -> dict[str, Any]:
         return {}
     paths = [PACKAGE_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"env_vars": {"PYTHONPATH": os.pathsep.join(paths)}}
+
+
+def _join(address: str) -> Any:
+    """The cluster that RAY_ADDRESS names; UsageError if there is none that can be joined."""
+    try:
+        return ray.init(runtime_env=_environment(), log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, TimeoutError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UsageError(
+            f"RAY_ADDRESS={address} names no Ray cluster that can be joined: {reason}. Give HOST:PORT of a running one "
+            "(`ray start --head` prints it, its port is 6379 by default), or unset RAY_ADDRESS for a local cluster."
+        ) from error
 
 
 def _start_local(port: int | None) -> Any:

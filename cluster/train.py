@@ -10,6 +10,7 @@ from cluster.terminal import escape_crashes, say_error
 from configs.command_line import Arguments, parse_arguments
 from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
 from configs.loading import dump_config
+from configs.urls import is_url
 
 
 def main(
@@ -53,13 +54,15 @@ def train(arguments: Arguments) -> int:
     if arguments.resume_auto:
         display.say(f"--resume auto: going on with {arguments.resume}, the newest run that can be gone on with")
     check_before_ray(arguments.config, display.say if arguments.dry_run else lambda _: None)  # a run says it later
-    if arguments.dry_run:
-        display.say("The config is valid. Nothing was started, as --dry-run asks.")
-        return 0
     from cluster.resume import find_resumed
     from cluster.session import run_session
 
-    resumed = find_resumed(arguments.resume, arguments.config, display.say) if arguments.resume else None
+    run = arguments.resume
+    fetched = run is not None and is_url(run) and arguments.dry_run  # too much for a dry run
+    resumed = None if run is None or fetched else find_resumed(run, arguments.config, display.say)
+    if arguments.dry_run:
+        display.say("The config is valid. Nothing was started, as --dry-run asks.")
+        return 0
     return run_session(arguments.config, arguments.config_name, resumed, display)
 
 

@@ -8,6 +8,7 @@ import shutil
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import isdir, isfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
@@ -95,8 +96,8 @@ def _resumed_config(run: str, overrides: Sequence[str]) -> Config:
 
 def _file_to_resume(run_folder: Path, run: str, overrides: Sequence[str]) -> Path:
     file = run_folder / "config.yaml"
-    if not file.is_file():
-        found = "has no config.yaml" if run_folder.is_dir() else "does not exist"
+    if not isfile(file):
+        found = "has no config.yaml" if isdir(run_folder) else "does not exist"
         raise UsageError(
             f"{COMMAND_LINE}: --resume {run}: that folder {found}, so there is no run to resume. "
             f"Give the folder or the URL of a run, such as runs/NAME; a run names its folder when it starts and ends."

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from math import isqrt
+from os.path import expanduser
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from configs.schema import Config
+
+
+MAX_COMPLETIONS = 2**24  # of a sampling batch, which the driver holds in memory
 
 
 def contradictions(config: Config) -> list[str]:
@@ -31,6 +35,17 @@ def _updates_fill_the_batch(config: Config) -> str | None:
         f"learner.completions_per_update={wanted} does not divide the sampling batch of {batch} completions "
         f"(rollout.prompts_per_batch={config.rollout.prompts_per_batch} {times}); choose {choices}, or auto for the "
         "whole batch"
+    )
+
+
+def _the_batch_can_be_held(config: Config) -> str | None:
+    rollout, batch = config.rollout, config.completions_per_batch
+    if batch <= MAX_COMPLETIONS:
+        return None
+    return (
+        f"rollout.prompts_per_batch={rollout.prompts_per_batch} times rollout.completions_per_prompt="
+        f"{rollout.completions_per_prompt} is a sampling batch of {batch} completions, which no machine holds; lower "
+        f"them to at most {MAX_COMPLETIONS} in all"
     )
 
 
@@ -196,8 +211,26 @@ def _demonstrations_are_never_stale(config: Config) -> str | None:
     )
 
 
+def _homes_exist(config: Config) -> str | None:
+    data = config.data
+    paths = {
+        "model.name": config.model.name,
+        "model.cache_dir": config.model.cache_dir,
+        "data.dataset": data.dataset,
+        "data.directory": data.directory or "",
+        "data.pass_rates": data.pass_rates or "",
+        "data.chat_template": data.chat_template,
+        "training.runs_dir": config.training.runs_dir,
+    }
+    for key, path in paths.items():
+        if expanduser(path).startswith("~"):
+            return f"{key}={path} begins with the home of a user whom nobody knows here; write the path out"
+    return None
+
+
 RULES = (
     _updates_fill_the_batch,
+    _the_batch_can_be_held,
     _micro_batch_holds_a_completion,
     _warmup_ends,
     _a_group_has_others,
@@ -211,4 +244,5 @@ RULES = (
     _overlong_begins_within_a_completion,
     _an_offloaded_optimizer_is_sharded,
     _demonstrations_are_never_stale,
+    _homes_exist,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,13 @@ def find_config(path: Path | str) -> Path:
     Raises UsageError, listing the recipes, where there is neither.
     """
     path = Path(path)
-    if path.is_file():
+    if isfile(path):
         return path
     name = path.name.removesuffix(".yaml")  # not the stem: a recipe's name may hold a dot
     if path.parent == Path() and name in recipe_names():
         recipe = RECIPES / f"{name}.yaml"
         return recipe.relative_to(Path.cwd()) if recipe.is_relative_to(Path.cwd()) else recipe
-    found = "is a folder" if path.is_dir() else "does not exist"
+    found = "is a folder" if isdir(path) else "does not exist"
     raise UsageError(
         f"The config {path} {found}. Give a YAML file, or the name of a shipped recipe: {', '.join(recipe_names())}."
     )

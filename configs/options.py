@@ -95,6 +95,8 @@ def _limit_in_words(limit: Any) -> str | None:
             return f"a multiple of {unit}"
         case annotated_types.MinLen(min_length=1):
             return "that is not empty"
+        case annotated_types.MaxLen(max_length=bound):
+            return f"of at most {bound} characters"
     pattern = getattr(limit, "pattern", None)
     return None if pattern is None else f"matching {pattern}"
 

@@ -15,6 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from configs.contradictions import contradictions
 
+# Above these nothing is meant, and libraries below overflow, allocate or wait for ever instead of saying so.
+MAX_STEPS, MAX_TOKENS, MAX_PROBLEMS, MAX_BATCH = 10**9, 10**7, 10**7, 2**20
+MAX_ACTORS, MAX_MIB, MAX_SECONDS = 4096, 2**24, 10**7
+
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
@@ -35,6 +39,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+MIN_TEMPERATURE = 0.01  # vLLM samples with this in the place of anything lower, so log-probs would not be the learner's
 HEAD_WIDTH = 32  # the smallest that vLLM's CPU attention takes
 
 
@@ -42,11 +47,15 @@ class WarmStart(Section):
     """Supervised warm start of the small built-in model; other models ignore it."""
 
     hidden_size: int = Field(
-        128, ge=HEAD_WIDTH, multiple_of=HEAD_WIDTH, description=f"Width of the small Llama, {HEAD_WIDTH} for each head."
+        128,
+        ge=HEAD_WIDTH,
+        le=2**14,
+        multiple_of=HEAD_WIDTH,
+        description=f"Width of the small Llama, {HEAD_WIDTH} for each head.",
     )
-    layers: int = Field(4, ge=1, description="Number of transformer layers.")
-    steps: int = Field(300, ge=1, description="Supervised steps.")
-    batch_size: int = Field(64, ge=1, description="Problems per supervised step.")
+    layers: int = Field(4, ge=1, le=256, description="Number of transformer layers.")
+    steps: int = Field(300, ge=1, le=MAX_STEPS, description="Supervised steps.")
+    batch_size: int = Field(64, ge=1, le=MAX_BATCH, description="Problems per supervised step.")
     tied_embeddings: bool = Field(False, description="Share input embedding and output head.")
 
     @property
@@ -67,7 +76,10 @@ class Model(Section):
         "float32", description="Type of the weights in the learner and in vLLM."
     )
     lora_rank: int = Field(
-        0, ge=0, description="Rank of LoRA adapters on all linear layers but the output head; 0 trains all weights."
+        0,
+        ge=0,
+        le=2**14,
+        description="Rank of LoRA adapters on all linear layers but the output head; 0 trains all weights.",
     )
     lora_alpha: float = Field(32.0, gt=0, description="What adapters add is scaled by lora_alpha / lora_rank.")
     gradient_checkpointing: bool = Field(True, description="Recompute activations in the backward pass to save memory.")
@@ -147,9 +159,11 @@ class Data(Section):
         "shuffled", description="Order of an epoch: shuffled, or by falling pass rate."
     )
     train_problems: int = Field(
-        4096, ge=1, description="Training problems to generate or keep; of a mixture, of each dataset."
+        4096, ge=1, le=MAX_PROBLEMS, description="Training problems to generate or keep; of a mixture, of each dataset."
     )
-    held_out_problems: int = Field(512, ge=1, description="Problems kept apart for evaluation, disjoint by hash.")
+    held_out_problems: int = Field(
+        512, ge=1, le=MAX_PROBLEMS, description="Problems kept apart for evaluation, disjoint by hash."
+    )
     operands: int = Field(2, ge=2, le=5, description="Numbers in a generated problem.")
     digits: int = Field(2, ge=1, le=4, description="Digits of each generated number.")
     operators: str = Field("+-", pattern=r"^[+\-*]+$", description="Operators of generated problems.")
@@ -163,7 +177,7 @@ class Data(Section):
         min_length=1,
         description="model: the tokenizer's own; none: plain text, for base models; else the path of a Jinja file.",
     )
-    max_prompt_tokens: int = Field(64, ge=1, description="Longer prompts are dropped, counted and said.")
+    max_prompt_tokens: int = Field(64, ge=1, le=MAX_TOKENS, description="Longer prompts are dropped, counted and said.")
 
     @property
     def sources(self) -> dict[str, float]:
@@ -216,7 +230,7 @@ class Data(Section):
 class Rewards(Section):
     """What a completion is rewarded for, and the verifiers that judge it."""
 
-    weights: dict[str, float] = Field(
+    weights: dict[str, Annotated[float, Field(ge=-1e6, le=1e6)]] = Field(
         default_factory=lambda: {"accuracy": 1.0, "format": 0.2},
         description="Reward functions by registered name, with their weights in the total; "
         "a weight of 0 measures without rewarding.",
@@ -248,9 +262,9 @@ class Rewards(Section):
     )
     reasoning_tag: str = Field("think", pattern=r"^\w+$", description="Tag around the reasoning.")
     answer_tag: str = Field("answer", pattern=r"^\w+$", description="Tag around the answer.")
-    verifiers: int = Field(1, ge=1, description="Verifier actors, each with one killable child.")
-    timeout_seconds: float = Field(5.0, gt=0, description="Wall-clock limit for one completion.")
-    memory_mb: int = Field(2048, ge=256, description="Address-space limit of a verifier's child, in MiB.")
+    verifiers: int = Field(1, ge=1, le=MAX_ACTORS, description="Verifier actors, each with one killable child.")
+    timeout_seconds: float = Field(5.0, gt=0, le=MAX_SECONDS, description="Wall-clock limit for one completion.")
+    memory_mb: int = Field(2048, ge=256, le=MAX_MIB, description="Address-space limit of a verifier's child, in MiB.")
     shuffle: bool = Field(False, description="Control experiment: shuffle the rewards over all completions of a step.")
 
     @model_validator(mode="after")
@@ -285,25 +299,35 @@ class Rewards(Section):
 class Rollout(Section):
     """Sampling with vLLM."""
 
-    prompts_per_batch: int = Field(32, ge=1, description="Prompts of one sampling batch.")
-    completions_per_prompt: int = Field(8, ge=1, description="Completions of a prompt: the group size G.")
+    prompts_per_batch: int = Field(32, ge=1, le=MAX_BATCH, description="Prompts of one sampling batch.")
+    completions_per_prompt: int = Field(8, ge=1, le=MAX_BATCH, description="Completions of a prompt: the group size G.")
     temperature: float = Field(
-        1.0, gt=0, description="Sampling temperature; the learner's logits are divided by it too."
+        1.0, ge=MIN_TEMPERATURE, description="Sampling temperature; the learner's logits are divided by it too."
     )
     top_k: int = Field(
-        0, ge=0, description="Sample from the k likeliest tokens, and learn with their log-probs; 0: all."
+        0,
+        ge=0,
+        le=MAX_TOKENS,
+        description="Sample from the k likeliest tokens, and learn with their log-probs; 0: all.",
     )
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that make up this probability.")
-    max_completion_tokens: int = Field(32, ge=1, description="Longest completion; longer ones are truncated.")
+    max_completion_tokens: int = Field(
+        32, ge=1, le=MAX_TOKENS, description="Longest completion; longer ones are truncated."
+    )
     refill_rounds: int = Field(
         0,
         ge=0,
+        le=1000,
         description="DAPO's dynamic sampling: groups of equal rewards are replaced by those of new prompts, in at "
         "most so many further rounds; 0 is off.",
     )
-    tensor_parallel: int = Field(1, ge=1, description="GPUs (on a CPU: processes) that share a rollout worker's model.")
-    kv_cache_mb: int = Field(256, ge=1, description="Memory of a worker's KV cache on each of its GPUs, in MiB.")
-    max_running: int = Field(256, ge=1, description="Completions a worker decodes at the same time.")
+    tensor_parallel: int = Field(
+        1, ge=1, le=MAX_ACTORS, description="GPUs (on a CPU: processes) that share a rollout worker's model."
+    )
+    kv_cache_mb: int = Field(
+        256, ge=1, le=MAX_MIB, description="Memory of a worker's KV cache on each of its GPUs, in MiB."
+    )
+    max_running: int = Field(256, ge=1, le=MAX_BATCH, description="Completions a worker decodes at the same time.")
     logprob_diff: float = Field(
         1e-3,
         gt=0,
@@ -321,7 +345,7 @@ class Learner(Section):
         "ratio per sequence, cispo caps a weight per token, a_star_po regresses on the optimal advantage, sft "
         "imitates demonstrations.",
     )
-    learning_rate: float = Field(1e-3, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Peak learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         "constant", description="Learning rate after the warm-up: kept, or lowered to the floor."
     )
@@ -338,16 +362,16 @@ class Learner(Section):
         description="AdamW; bitsandbytes' 8-bit AdamW; or AdamW with its states and step in the CPU's memory.",
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.99), strict=False, description="AdamW's betas.")
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay; never on norms and biases.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay; never on norms and biases.")
     max_grad_norm: float = Field(1.0, gt=0, description="Gradient-norm clip.")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage.")
     tokens_per_micro_batch: int = Field(
-        4096, ge=1, description="Tokens, padding included, of one forward/backward on one rank."
+        4096, ge=1, le=MAX_STEPS, description="Tokens, padding included, of one forward/backward on one rank."
     )
     completions_per_update: Count | Literal["auto"] = Field(
         "auto", description="Completions of one optimizer step; auto is the whole sampling batch."
     )
-    epochs_per_batch: int = Field(1, ge=1, description="Times a sampling batch is gone through.")
+    epochs_per_batch: int = Field(1, ge=1, le=1000, description="Times a sampling batch is gone through.")
     tokens_per_update: Count | None = Field(
         None,
         description="C3PO: completions are taken, in visit order, up to so many completion tokens per optimizer "
@@ -394,16 +418,23 @@ class Learner(Section):
         description="ProRL: the reference becomes the current policy every reference_reset_steps steps, or when the "
         "mean reward of so many steps is no better than that of as many before.",
     )
-    reference_reset_steps: int = Field(200, ge=1, description="Steps between resets, or a plateau's window.")
+    reference_reset_steps: int = Field(
+        200, ge=1, le=MAX_STEPS, description="Steps between resets, or a plateau's window."
+    )
     reset_optimizer: bool = Field(False, description="Forget the optimizer's moments at a reset of the reference.")
     a_star_beta1: float = Field(0.5, gt=0, description="A*-PO: temperature of the optimal value V*.")
     a_star_beta2: float = Field(1e-3, gt=0, description="A*-PO: KL weight in the regression.")
     a_star_samples: int = Field(
-        8, ge=1, description="A*-PO: reference completions per problem that estimate V*, sampled before step 1."
+        8,
+        ge=1,
+        le=MAX_BATCH,
+        description="A*-PO: reference completions per problem that estimate V*, sampled before step 1.",
     )
     packing: bool = Field(True, description="Several completions share a row; off pads each to a row of its own.")
-    logprob_chunk_tokens: int = Field(1024, ge=1, description="Tokens whose logits exist at the same time.")
-    threads: Count | Literal["auto"] = Field(
+    logprob_chunk_tokens: int = Field(
+        1024, ge=1, le=MAX_STEPS, description="Tokens whose logits exist at the same time."
+    )
+    threads: Annotated[int, Field(ge=1, le=MAX_ACTORS)] | Literal["auto"] = Field(
         "auto", description="CPU threads of a learner rank; auto shares the cores out evenly."
     )
 
@@ -468,11 +499,12 @@ GUARDS: dict[str, GuardAction] = {
 class Training(Section):
     """Length, seed and place of a run."""
 
-    steps: int = Field(30, ge=1, description="Steps of the loop: sample, verify, update, sync.")
+    steps: int = Field(30, ge=1, le=MAX_STEPS, description="Steps of the loop: sample, verify, update, sync.")
     seed: Seed = Field(42, description="Seed of the data order and of every completion.")
     name: str = Field(
         "auto",
         pattern=r"^\w[\w. \-]*$",
+        max_length=200,
         description="Name of the run's folder; auto is the config's name and the time.",
     )
     runs_dir: str = Field(
@@ -509,22 +541,28 @@ class Cluster(Section):
         description="colocated: rollout workers and learner ranks take turns on the same GPUs or CPUs; disaggregated: "
         "each has its own; auto: colocated unless max_staleness lets both work at once.",
     )
-    max_staleness: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    max_staleness: Annotated[int, Field(ge=0, le=1000)] | Literal["auto"] = Field(
         "auto",
         description="Weight pushes by which a completion's oldest token may be behind when it is learnt from; 0 is "
         "on-policy; auto: 1 if disaggregated, else 0.",
     )
-    rollout_workers: int = Field(1, ge=1, description="Rollout workers, each with its own vLLM engine.")
-    learner_ranks: int = Field(1, ge=1, description="DeepSpeed ranks.")
-    sync_bucket_mb: int = Field(64, ge=1, description="Shared memory of one weight-sync bucket, in MiB.")
+    rollout_workers: int = Field(1, ge=1, le=MAX_ACTORS, description="Rollout workers, each with its own vLLM engine.")
+    learner_ranks: int = Field(1, ge=1, le=MAX_ACTORS, description="DeepSpeed ranks.")
+    sync_bucket_mb: int = Field(64, ge=1, le=MAX_MIB, description="Shared memory of one weight-sync bucket, in MiB.")
     dashboard_port: Port | Literal["auto"] = Field(
         "auto", description="Port of the Ray dashboard on loopback; auto takes a free one from 8265 up."
     )
     deadline_seconds: float = Field(
-        1800.0, gt=0, description="Longest wait for an actor: to be ready, to sample a batch, to make an update."
+        1800.0,
+        gt=0,
+        le=MAX_SECONDS,
+        description="Longest wait for an actor: to be ready, to sample a batch, to make an update.",
     )
     heartbeat_seconds: float = Field(
-        20.0, gt=0, description="Time between two heartbeats; an actor that leaves one unanswered so long is killed."
+        20.0,
+        gt=0,
+        le=MAX_SECONDS,
+        description="Time between two heartbeats; an actor that leaves one unanswered so long is killed.",
     )
 
     @property
@@ -553,10 +591,23 @@ class Cluster(Section):
 class Evaluation(Section):
     """Accuracy on the held-out problems."""
 
-    every: int = Field(0, ge=0, description="Evaluate every so many steps; 0: only before and after the run.")
-    samples: int = Field(1, ge=1, description="Completions of a held-out problem; accuracy is their mean.")
+    every: int = Field(
+        0, ge=0, le=MAX_STEPS, description="Evaluate every so many steps; 0: only before and after the run."
+    )
+    samples: int = Field(
+        1, ge=1, le=MAX_BATCH, description="Completions of a held-out problem; accuracy is their mean."
+    )
     temperature: float = Field(0.0, ge=0, description="Sampling temperature of the evaluation; 0 is greedy.")
     top_p: float = Field(1.0, gt=0, le=1, description="Sample from the likeliest tokens that make up this probability.")
+
+    @model_validator(mode="after")
+    def _temperature_is_greedy_or_taken(self) -> Self:
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise ValueError(
+                f"evaluation.temperature={self.temperature} is below {MIN_TEMPERATURE}, which vLLM would sample with "
+                "in its place; choose 0, which is greedy, or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
@@ -571,8 +622,8 @@ class Evaluation(Section):
 class Checkpoint(Section):
     """What `--resume` starts from."""
 
-    every: int = Field(10, ge=0, description="Save every so many steps; 0: only after the last.")
-    keep: int = Field(3, ge=1, description="Newest checkpoints kept.")
+    every: int = Field(10, ge=0, le=MAX_STEPS, description="Save every so many steps; 0: only after the last.")
+    keep: int = Field(3, ge=1, le=MAX_STEPS, description="Newest checkpoints kept.")
 
 
 class Telemetry(Section):

@@ -91,10 +91,13 @@ def read_yaml(text: str, source: str) -> tuple[Any, dict[str, int]]:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = ", ".join(part for part in (error.context, error.problem) if part)
         raise UsageError(f"{source}{place}: not readable as YAML ({reason}). Correct that place.") from None
-    except RecursionError:
-        raise UsageError(f"{source}: not readable as YAML (nested too deep). Correct it.") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a tag such as `!!int` on other text
         raise UsageError(f"{source}: not readable as YAML ({' '.join(str(error).split())}). Correct it.") from None
+    except RecursionError:
+        raise UsageError(
+            f"{source}: brackets or indentation go too deep to be a config, which is two or three levels deep. "
+            "Correct it."
+        ) from None
     return value, dict(_lines(node))
 
 

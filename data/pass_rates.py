@@ -71,6 +71,6 @@ def _entries(path: Path) -> Iterator[object]:
     for line in lines:
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(f"data.pass_rates={path} is not JSON ({error}): {excerpt(line)}. Correct it.") from error
         yield from value if isinstance(value, list) else [value]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from jinja2 import TemplateError
+from jinja2 import TemplateSyntaxError
 
 from data.errors import DatasetError
 from data.escaping import excerpt
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 QUESTION = "{question}"
+PROBE = "What is 2 + 2?"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,19 @@ def make_template(options: TemplateOptions, reasoning_tag: str) -> Template:
     return Template(options.system_prompt, options.user_prompt, examples, chat, reasoning_tag)
 
 
+def check_template(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+    """A chat template must take the messages that the options make, and put the question into the text.
+
+    Raises DatasetError with what it does instead.
+    """
+    text = render_text(tokenizer, PROBE, template)
+    if PROBE not in text:
+        raise DatasetError(
+            f"The chat template drops the question: asked {excerpt(PROBE)}, its prompt is {excerpt(text)}. Correct "
+            "its loop over messages, or set data.chat_template to another."
+        )
+
+
 def render(tokenizer: PreTrainedTokenizerBase, question: str, template: Template) -> tuple[int, ...]:
     """Token ids [length] of the conversation up to where the assistant begins to answer.
 
@@ -92,16 +106,26 @@ def render_text(tokenizer: PreTrainedTokenizerBase, question: str, template: Tem
         return _plain(question, template)
     messages = _messages(question, template)
     own = None if template.chat == "model" else template.chat
+    if own is None and tokenizer.chat_template is None:
+        raise DatasetError(
+            "The model's tokenizer has no chat template, which prompts are rendered by. Choose an instruction-tuned "
+            "model, set data.chat_template to none for a base model, or to a Jinja file."
+        )
     try:
         return str(
             tokenizer.apply_chat_template(messages, chat_template=own, tokenize=False, add_generation_prompt=True)
         )
-    except (TemplateError, ValueError) as error:  # ValueError: the tokenizer has no template
+    except TemplateSyntaxError as error:
+        raise DatasetError(
+            f"The chat template is not readable as Jinja: line {error.lineno}, {excerpt(str(error.message), 300)}. "
+            f"Correct it ({'that of the tokenizer' if own is None else 'the file of data.chat_template'})."
+        ) from error
+    except Exception as error:  # a template is a program, which may fail with anything
         roles = " and a ".join(dict.fromkeys(message["role"] for message in messages))
         raise DatasetError(
             f"The chat template cannot render a {roles} message: {excerpt(str(error), 300)}. Set data.system_prompt to "
-            "null if the model takes no system message, data.chat_template to none for a base model, or choose an "
-            "instruction-tuned model whose tokenizer has a chat template."
+            "null if the model takes no system message, or data.chat_template to none for a base model or to a Jinja "
+            "file that renders these messages."
         ) from error
 
 
@@ -111,7 +135,9 @@ def render_all(
     """The prompts of at most `max_prompt_tokens` tokens, in order, and how many were dropped.
 
     A prompt's visit is its place among those kept; the sampler puts the run's own there.
+    Raises DatasetError where the chat template is of no use, see `check_template`.
     """
+    check_template(tokenizer, template)
     kept: list[Prompt] = []
     dropped = 0
     for problem in problems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -130,6 +131,9 @@ def _values(table: Dataset, filters: Filters) -> str:
 
 
 def _problem(number: int, row: Mapping[str, Any], reading: Reading) -> Problem | BadRow:
+    for column, lists in ((reading.question, False), (reading.answer, True), (reading.demonstration, False)):
+        if column is not None and (fault := _no_text(row[column], lists)):
+            return BadRow(number, f"its {column!r} is {fault}", excerpt(str(row[column])))
     question = _text(row[reading.question]).strip()
     answer = _text(row[reading.answer])
     shown = None if reading.demonstration is None else _text(row[reading.demonstration])
@@ -150,6 +154,15 @@ def _problem(number: int, row: Mapping[str, Any], reading: Reading) -> Problem |
 def with_tests(question: str, tests: str) -> str:
     """A programming task with the tests it does not show yet: they say what the function is called."""
     return question if tests in question else f"{question}\n\nThe code has to pass these tests:\n{tests}"
+
+
+def _no_text(cell: object, lists: bool) -> str | None:
+    """What a cell is that can be no text, in words. lists: one of texts may stand there."""
+    if isinstance(cell, dict):
+        return "an object and no text"
+    if isinstance(cell, list):
+        return None if lists and not any(isinstance(entry, dict | list) for entry in cell) else "a list and no text"
+    return "no number" if isinstance(cell, float) and not math.isfinite(cell) else None
 
 
 def _text(cell: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import CRITICAL
@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import DatasetError
-from data.escaping import escaped, excerpt
+from data.escaping import escaped
+from data.hub import hub_errors
+from data.json_text import bad_line, check_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -24,8 +26,8 @@ def read_table(dataset: str, split: str) -> Dataset:
     split: of a folder and of the hub; of a file every row is taken.
     Raises DatasetError, one paragraph, for whatever cannot be read.
     """
-    path = Path(dataset).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(dataset))
+    if os.path.isdir(path) and path.suffix not in FORMATS:
         return read_hub(str(path), None, split)
     if is_local(dataset):
         return read_file(path)
@@ -35,8 +37,8 @@ def read_table(dataset: str, split: str) -> Dataset:
 
 def is_local(dataset: str) -> bool:
     """Whether a dataset's name means a path here, be there something or not."""
-    path = Path(dataset).expanduser()
-    return path.suffix in FORMATS or path.exists() or dataset.startswith((".", "/", "~"))
+    path = Path(os.path.expanduser(dataset))
+    return path.suffix in FORMATS or os.path.exists(path) or dataset.startswith((".", "/", "~"))
 
 
 def read_file(path: Path) -> Dataset:
@@ -46,13 +48,14 @@ def read_file(path: Path) -> Dataset:
             f"The dataset {path} is not a file that can be read: its name must end in {', '.join(FORMATS)}. "
             "Give such a file, or a dataset's name on the hub, in data.dataset."
         )
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DatasetError(
-            f"The dataset {path} does not exist or is no file (looked for {path.resolve()}). Correct data.dataset; "
-            "a relative path counts from the folder the command is started in."
+            f"The dataset {path} does not exist or is no file (looked for {os.path.abspath(path)}). Correct "
+            "data.dataset; a relative path counts from the folder the command is started in."
         )
-    if _is_blank(path):
-        raise DatasetError(f"The dataset {path} is empty. Put at least one problem a line into it.")
+    _check_readable(path)
+    if FORMATS[path.suffix] == "json":
+        check_json(path)
     from datasets import Dataset, load_dataset
     from datasets.exceptions import DatasetGenerationError
 
@@ -60,7 +63,7 @@ def read_file(path: Path) -> Dataset:
         with _quiet_datasets():
             rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
     except (DatasetGenerationError, ValueError, OSError) as error:  # ArrowInvalid is a ValueError
-        cause = _bad_json_line(path) if path.suffix == ".jsonl" else None
+        cause = bad_line(path) if path.suffix == ".jsonl" else None
         raise DatasetError(
             f"The dataset {path} cannot be read as {FORMATS[path.suffix]}: {cause or _root_cause(error)}. Correct "
             "that, or write the file anew; JSONL has one JSON object with the same columns in every line."
@@ -69,13 +72,26 @@ def read_file(path: Path) -> Dataset:
     return rows
 
 
+def _check_readable(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            if any(line.strip() for line in file):
+                return
+    except OSError as error:
+        raise DatasetError(
+            f"The dataset {path} cannot be read ({error}). Give this user the right to, or set data.dataset to another."
+        ) from error
+    raise DatasetError(f"The dataset {path} is empty. Put at least one problem a line into it.")
+
+
 def read_hub(name: str, config: str | None, split: str) -> Dataset:
     """Every row of one split of "owner/name" on the Hugging Face hub, or of a folder laid out like one there."""
     from datasets import load_dataset
 
+    errors = hub_errors()
     try:
         return load_dataset(name, config, split=split)
-    except (ValueError, OSError, RuntimeError) as error:  # no such name, split or config; no network
+    except errors as error:  # no such name, split or config; no network
         shown = name if config is None else f"{name}:{config}"
         raise DatasetError(
             f"The dataset {shown!r} (split {split!r}) could not be loaded from the Hugging Face hub: "
@@ -101,27 +117,11 @@ def _quiet_datasets() -> Iterator[None]:
         enable_progress_bars()
 
 
-def _is_blank(path: Path) -> bool:
-    with path.open("rb") as file:
-        return not any(line.strip() for line in file)
-
-
-def _bad_json_line(path: Path) -> str | None:
-    """The first line of a JSONL file that is no JSON object, in words."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                value = json.loads(line) if line.strip() else {}
-            except ValueError as error:  # also bytes that are no UTF-8
-                return f"line {number} is not JSON ({error}): {excerpt(line.decode(errors='replace'))}"
-            if not isinstance(value, dict):
-                return f"line {number} is no JSON object: {excerpt(line.decode(errors='replace'))}"
-    return None
-
-
 def _root_cause(error: BaseException) -> str:
     """The innermost error's text, on one line."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if "corresponds to no data" in str(error):  # what `datasets` says of rows without a column
+        return "it has no rows with columns"
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return escaped(text if len(text) <= 300 else text[:299] + "…").rstrip(".")

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from configs.errors import RunError
 from learner.lora import Adapters, base_weights
 
 
@@ -145,7 +146,10 @@ class Policy(nn.Module):
 def load_policy(
     path: Path, dtype: str, chunk: int, gradient_checkpointing: bool, entropy_gradient: bool = False
 ) -> Policy:
-    """A policy from a Hugging Face folder. Dropout is off: the ratio of two forwards must be exact."""
+    """A policy from a Hugging Face folder. Dropout is off: the ratio of two forwards must be exact.
+
+    RunError naming a tensor with numbers that are none, or that `dtype` cannot hold.
+    """
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -156,6 +160,7 @@ def load_policy(
         use_safetensors=True,
         trust_remote_code=False,
     )
+    _refuse_non_finite(model, path)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -163,3 +168,14 @@ def load_policy(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()
     return Policy(model, chunk, entropy_gradient)
+
+
+def _refuse_non_finite(model: nn.Module, path: Path) -> None:
+    """Looked for here, where the weights are in memory, as nothing before reads them."""
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            count = int((~torch.isfinite(weight)).sum())
+            raise RunError(
+                f"The tensor {name} in {path} has {count} of {weight.numel()} numbers that are NaN or infinite as "
+                f"{weight.dtype}. Fetch or save the model anew, or choose model.dtype=float32 if it overflows."
+            )

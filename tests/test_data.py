@@ -221,37 +221,6 @@ def test_parquet_loads(tmp_path: Path) -> None:
 GOOD = {"question": "a", "answer": "1"}
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (None, "does not exist"),
-        ("", "is empty"),
-        ("\n \n", "is empty"),
-        (json.dumps(GOOD) + '\n{"question": "b" "answer"\n', "line 2 is not JSON"),
-        (json.dumps(GOOD) + "\n[1, 2]\n", "line 2 is no JSON object"),
-        (json.dumps({"q": "a", "answer": "1"}), "no column 'question'; it has 'q', 'answer'"),
-        (json.dumps(GOOD) + "\n" + json.dumps({**GOOD, "answer": "  "}), r"row 2 \(its 'answer' is empty"),
-        (json.dumps(GOOD) + "\n" + json.dumps({**GOOD, "question": None}), r"row 2 \(its 'question' is empty"),
-    ],
-)
-def test_a_bad_file_is_one_paragraph_that_says_what_is_wrong(tmp_path: Path, content: str | None, said: str) -> None:
-    path = tmp_path / "bad.jsonl"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(DatasetError, match=said) as caught:
-        load_problems(str(path))
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
-
-
-def test_a_broken_parquet_file_and_an_unknown_ending_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "p.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(DatasetError, match="cannot be read as parquet"):
-        load_problems(str(tmp_path / "p.parquet"))
-    (tmp_path / "p.csv").write_text("question,answer\n")
-    with pytest.raises(DatasetError, match=r"must end in \.jsonl"):
-        load_problems(str(tmp_path / "p.csv"))
-
-
 def test_a_gold_that_cannot_be_parsed_is_named_with_its_row() -> None:
     rows = [problem("a", "1"), problem("b", "the answer is unclear")]
     with pytest.raises(DatasetError, match=r"problem 2 of 2 .*'the answer is unclear'"):

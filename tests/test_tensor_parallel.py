@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
+from transformers import LlamaConfig
 
 from cluster.engine_fit import check_tensor_parallel
 from configs.errors import UsageError
@@ -94,15 +93,13 @@ def test_a_missing_tensor_is_an_error(rig: Rig) -> None:
     ],
 )
 def test_a_model_that_cannot_be_shared_is_refused_with_what_fits(
-    tmp_path: Path, asked: int, heads: int, kv_heads: int, width: int, vocabulary: int, what: str | None, fits: int
+    asked: int, heads: int, kv_heads: int, width: int, vocabulary: int, what: str | None, fits: int
 ) -> None:
-    sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": 64}
-    (tmp_path / "config.json").write_text(
-        json.dumps({**sizes, "intermediate_size": width, "vocab_size": vocabulary, "num_hidden_layers": 2})
-    )
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": 64 * heads}
+    model = LlamaConfig(**sizes, intermediate_size=width, vocab_size=vocabulary, num_hidden_layers=2)
 
     def check(count: int) -> None:
-        check_tensor_parallel(Config.model_validate({"rollout": {"tensor_parallel": count}}), tmp_path)
+        check_tensor_parallel(Config.model_validate({"rollout": {"tensor_parallel": count}}), model)
 
     if what:
         with pytest.raises(UsageError, match=rf"rollout\.tensor_parallel={asked} .*{what}.* fits is {fits}\."):

@@ -155,26 +155,6 @@ def test_a_model_folder_stays_as_it_is(made: tuple[Path, Path, list[float]]) -> 
     assert resolve_model(Model(name=str(made[1]))) == made[1]
 
 
-@pytest.mark.parametrize(
-    ("missing", "said"),
-    [
-        ("config.json", "has no config.json"),
-        ("model.safetensors", "has no .safetensors"),
-        ("tokenizer.json", "has no tokenizer"),
-        ("chat_template.jinja", "has no chat template"),
-    ],
-)
-def test_an_incomplete_model_folder_is_named_with_what_it_lacks(
-    made: tuple[Path, Path, list[float]], tmp_path: Path, missing: str, said: str
-) -> None:
-    for path in made[1].iterdir():
-        if path.name != missing:
-            (tmp_path / path.name).symlink_to(path)
-    with pytest.raises(ModelError, match=said) as caught:
-        resolve_model(Model(name=str(tmp_path)))
-    assert "\n" not in str(caught.value)
-
-
 def test_a_model_that_is_not_there_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="is no folder"):
         resolve_model(Model(name=str(tmp_path / "nothing")))
