@@ -63,7 +63,7 @@ def asks_for_token() -> bool:
     return os.environ.get("RAY_AUTH_MODE", "token").lower() != "disabled"
 
 
-def check_token(address: str, seconds: float = KNOCK_SECONDS) -> bool:
+def check_token(address: str, seconds: float | None = None) -> bool:
     """Whether the cluster at host:port asks for a token. UsageError, in seconds, if we have none or another, or if
     nobody is there; Ray would try again and again for 20 s and then name no token."""
     import grpc
@@ -71,6 +71,7 @@ def check_token(address: str, seconds: float = KNOCK_SECONDS) -> bool:
     from ray._private.grpc_utils import init_grpc_channel
     from ray._raylet import AuthenticationTokenLoader
 
+    seconds = KNOCK_SECONDS if seconds is None else seconds
     with grpc.insecure_channel(address, _NO_PROXY) as channel:
         if _lets_in(channel, address, seconds):
             return False

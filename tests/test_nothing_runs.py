@@ -372,7 +372,7 @@ def test_a_dataset_file_of_another_kind_is_refused_unread(name: str, tmp_path: P
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
 def test_a_pickle_under_a_datasets_name_is_no_table(name: str, tmp_path: Path, trap: Path) -> None:
     (tmp_path / name).write_bytes(pickle.dumps(Bomb(trap)))
-    with pytest.raises(DatasetError, match="cannot be read|no text in UTF-8"):
+    with pytest.raises(DatasetError, match=r"cannot be read|no text in UTF-8"):
         load_source(Source(str(tmp_path / name)))
     assert not trap.exists()
 
