@@ -16,6 +16,7 @@ from rewards.extraction import MAX_ANSWER_CHARACTERS, find_answer
 from rewards.notation import Plain, formula, mend, plain, same, unassigned
 from rewards.registry import Case, Judgement, Outcome, Score, check_weights, reward, weigh
 
+MAX_GOLD_DEPTH = 10  # golds are parsed where nothing limits the time, and bare braces double it with each of them
 _SCIENTIFIC = re.compile(r"([-+]?[0-9]*\.?[0-9]+)[eE]([-+]?[0-9]+)")
 _PROSE = re.compile(r"(?<![A-Za-z])[A-Za-z]{2,} +[A-Za-z]{2,}")
 
@@ -75,16 +76,25 @@ def compare(gold: str, answer: str) -> Outcome:
 def parse_gold(answer: str) -> tuple[Any, ...]:
     """The gold answer as sympy objects, or as a plain form. ValueError, naming it, if it cannot be parsed."""
     parsed: tuple[Any, ...] = ()
-    if len(answer) <= MAX_ANSWER_CHARACTERS:
+    if len(answer) <= MAX_ANSWER_CHARACTERS and _depth(answer) <= MAX_GOLD_DEPTH:
         parsed = _parse(answer) or tuple(filter(None, [_plain(answer)]))
     if not parsed:
         shown = answer if len(answer) <= 80 else answer[:80] + "…"
         raise ValueError(
             f"the gold answer {shown!r} cannot be parsed: expected a number or LaTeX such as "
             r"\frac{1}{2}, at most "
-            f"{MAX_ANSWER_CHARACTERS} characters; correct the row or drop it"
+            f"{MAX_ANSWER_CHARACTERS} characters and {MAX_GOLD_DEPTH} brackets deep; correct the row or drop it"
         )
     return parsed
+
+
+def _depth(text: str) -> int:
+    """Of the deepest place, how many brackets are open there."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 @functools.lru_cache(maxsize=4096)

@@ -127,7 +127,7 @@ def test_the_fast_path_for_integers_agrees_with_math_verify(gold, answer, style)
         assert (compare(str(gold), given_answer) == "correct") == slow
 
 
-@pytest.mark.parametrize("gold", ["", "   ", r"\frac{1}{", "?!", "1" * 3000])
+@pytest.mark.parametrize("gold", ["", "   ", r"\frac{1}{", "?!", "1" * 3000, "{" * 300 + "1" + "}" * 300])
 def test_a_gold_answer_that_cannot_be_parsed_is_refused_by_name(gold):
     with pytest.raises(ValueError, match="cannot be parsed") as refused:
         parse_gold(gold)
