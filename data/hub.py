@@ -1,21 +1,41 @@
-"""The Hugging Face hub: every request of its library has a deadline, which it does not set itself."""
+"""The Hugging Face hub, which may be silent: its library waits for it again and again, and in places for ever."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 SILENCE_SECONDS = 20.0
 
 
+class HubSilentError(Exception):
+    """The hub took the question and did not answer it."""
+
+
 def hub_errors() -> tuple[type[Exception], ...]:
-    """Have a request fail when the hub is silent for so long; what the library's calls raise (no network, no such name,
-    no access, no answer)."""
+    """What `check_hub` and the library's calls raise: no network, no such name, no access, no answer."""
     import httpx2
-    from huggingface_hub import set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
 
-    def client() -> httpx2.Client:
-        made = default_client_factory()
-        made.timeout = httpx2.Timeout(SILENCE_SECONDS)
-        return made
+    return OSError, ValueError, RuntimeError, httpx2.HTTPError, HubSilentError
 
-    set_client_factory(client)
-    return OSError, ValueError, RuntimeError, httpx2.HTTPError
+
+def check_hub(kind: Literal["model", "dataset"], name: str) -> None:
+    """HubSilentError if the hub, asked of this, says nothing for so long.
+
+    What else it says is for whoever loads to judge, and so is a network that is not there: what was fetched before
+    may do.
+    """
+    import httpx2
+    from huggingface_hub import HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    api = HfApi()
+    try:
+        (api.model_info if kind == "model" else api.dataset_info)(name, timeout=SILENCE_SECONDS)
+    except httpx2.TimeoutException:
+        raise HubSilentError(
+            f"{constants.ENDPOINT} did not answer within {SILENCE_SECONDS:g} s. With HF_HUB_OFFLINE=1 what was fetched "
+            "before is used."
+        ) from None
+    except Exception:
+        pass

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from data.errors import DatasetError
 from data.escaping import escaped
-from data.hub import hub_errors
+from data.hub import check_hub, hub_errors
 from data.json_text import bad_line, check_json
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ def read_hub(name: str, config: str | None, split: str) -> Dataset:
 
     errors = hub_errors()
     try:
+        if not Path(name).exists():
+            check_hub("dataset", name)
         return load_dataset(name, config, split=split)
     except errors as error:  # no such name, split or config; no network
         shown = name if config is None else f"{name}:{config}"

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from configs.schema import BUILT_IN_MODEL, Model
-from data.hub import hub_errors
+from data.hub import check_hub, hub_errors
 from learner.model_cache import ModelError, cached_folder, file_sha256, quiet_transformers
 from learner.model_folder import ModelFolder, open_model_folder
 
@@ -176,6 +176,7 @@ def _download(name: str) -> Path:
 
     errors = hub_errors()
     try:
+        check_hub("model", name)
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except errors as error:  # no network, no such name, no access
         first_line = (str(error).strip().splitlines() or ["nothing is said"])[0]
