@@ -37,5 +37,5 @@ def check_hub(kind: Literal["model", "dataset"], name: str) -> None:
             f"{constants.ENDPOINT} did not answer within {SILENCE_SECONDS:g} s. With HF_HUB_OFFLINE=1 what was fetched "
             "before is used."
         ) from None
-    except Exception:  # noqa: BLE001, S110 - any answer, a refusal too, is no silence
+    except Exception:  # noqa: BLE001 - any answer, a refusal too, is no silence
         pass

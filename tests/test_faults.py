@@ -17,13 +17,12 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.prey import LEARNER, VERIFIER, WORKER, actors, await_, steps_done, strike
 from cluster.checkpoints import Checkpoints
-from cluster.placement import free_port
+from tests.made_cluster import add, made_cluster
 from tests.small_run import ROOT, arguments, metrics, start, status
 
 pytestmark = pytest.mark.faults
 
 STEPS, BEAT = 8, 2.0
-STORE = {"object_store_memory": 2**28}
 SETTINGS = (
     f"training.steps={STEPS}",
     "rollout.prompts_per_batch=8",
@@ -145,11 +144,10 @@ def test_a_killed_and_a_frozen_process_of_vllms_cost_a_restart_each(tmp_path: Pa
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head that takes no work, and three nodes of one CPU: two for a run, and a spare one."""
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "dashboard_port": free_port(), **STORE})
-    for _ in range(3):
-        made.add_node(num_cpus=1, **STORE)
-    yield made
-    made.shutdown()
+    with made_cluster() as made:
+        for _ in range(3):
+            add(made, num_cpus=1)
+        yield made
 
 
 def hosts(node: Any, kind: str) -> bool:

@@ -20,8 +20,8 @@ import pytest
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
-from cluster.placement import free_port
 from data.rollouts import read_groups
+from tests.made_cluster import add, made_cluster
 from tests.small_run import CACHE, ROOT, metrics
 
 STEPS, BATCH, STALENESS = 2, 4, 1
@@ -113,16 +113,13 @@ def test_the_set_covers_every_pair_that_can_be() -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without resources; every run adds its nodes."""
-    head = {"num_cpus": 0, "num_gpus": 0, "object_store_memory": 2**28, "dashboard_port": free_port()}
-    made = Cluster(initialize_head=True, head_node_args=head)
-    yield made
-    made.shutdown()
+    with made_cluster() as made:
+        yield made
 
 
 def run(cluster: Cluster, topology: Topology, folder: Path) -> list[list[str]]:
     """Train on a cluster of this topology; class and node of every actor."""
-    options = {"num_cpus": topology.cpus, "num_gpus": topology.gpus, "object_store_memory": 2**28}
-    nodes = [cluster.add_node(**options) for _ in range(topology.nodes)]
+    nodes = [add(cluster, num_cpus=topology.cpus, num_gpus=topology.gpus) for _ in range(topology.nodes)]
     try:
         arguments = ["--config", "quickstart", f"training.runs_dir={folder}", *COMMON, *topology.settings]
         command = [sys.executable, "-c", DRIVER, cluster.address, json.dumps(arguments)]
