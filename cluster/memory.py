@@ -65,7 +65,7 @@ def learner_rank(config: Config, shape: Shape, device: Device) -> Process:
         "fp32 masters": 0.0 if own_masters else 4 * shard,
         "optimizer": OPTIMIZER_BYTES[learner.optimizer] * shard,
     }
-    copies = width * whole + 4 * shard + states["optimizer"]  # of a checkpoint, while it is written
+    copies = width * whole + 4 * shard + states["optimizer"]  # of a checkpoint
     offloaded = learner.optimizer == "adamw_cpu"
     if not offloaded:
         held |= states
@@ -85,7 +85,7 @@ def learner_rank(config: Config, shape: Shape, device: Device) -> Process:
         phases["backward"]["gradients"] += host["gradients"]
     kept = phases["backward"]["activations"] = FRAGMENTS * phases["backward"]["activations"]
     phases["step"]["activations"] = kept  # small blocks, whose memory the C library does not give back
-    phases["checkpoint"] = {"checkpoint copies": copies, "activations": kept}
+    held["checkpoint copies"] = copies  # from the first on, their memory is kept for the next
     return Process(held, phases, {})
 
 

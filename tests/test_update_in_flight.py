@@ -15,6 +15,7 @@ import pytest
 import actors.rollout_worker
 from actors.engine import Engine, Sampling
 from actors.rollout_worker import HalfLoaded, RolloutWorker, SampleRequest
+from actors.waiting import ActorLost
 from cluster.weight_sender_cpu import SharedMemorySender
 from data.records import Completion, Group, Problem, Prompt
 from tests.test_weight_sync import (
@@ -154,7 +155,8 @@ def test_decoding_within_an_update_would_show(updates: Updates, monkeypatch: pyt
     monkeypatch.setattr(actors.rollout_worker, "START", "a call that is never made")
     updates.pause_seconds = 0.05
     updates.submit(LONG)
-    with pytest.raises(NotImplementedError):  # weights that have not come yet are no tensors one could compute with
+    # Weights that have not come yet are no tensors one could compute with.
+    with pytest.raises(ActorLost, match="NotImplementedError"):
         updates.send()
     assert updates.steps_within_updates() > 0
 
