@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from actors.shared_memory import unname_mapped
 from data.records import Completion
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ class Engine:
             **_device_arguments(options),
         )
         self._engine: LLMEngine = LLMEngine.from_engine_args(arguments)
-        self._engine.collective_rpc("unname_shared_memory")
+        if options.tensor_parallel > 1:
+            self._engine.collective_rpc("unname_shared_memory")
+            unname_mapped()
 
     @property
     def busy(self) -> bool:

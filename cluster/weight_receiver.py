@@ -23,6 +23,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
+from actors.shared_memory import unname_mapped
 from cluster.stopwatch import Stopwatch
 from cluster.weight_transport import CUDA_IPC, NCCL, SHARED_MEMORY
 
@@ -113,12 +114,14 @@ class UpdateSeconds:
         return {"load": 0.0, "repack": 0.0} | self.weight_transfer_engine.watch.seconds
 
     def unname_shared_memory(self) -> None:
-        """Remove the names of the memory through which processes on a CPU share activations, once all have mapped it.
+        """Remove the names of the memory through which processes on a CPU share activations and messages, once all have
+        mapped it.
 
         vLLM removes them when a process ends in peace, so one that is killed would leave them.
         """
         for path in Path("/dev/shm").glob(f"{os.environ.get('VLLM_DIST_IDENT', 'none')}-*-cpushm_*"):
             path.unlink(missing_ok=True)
+        unname_mapped()
 
 
 @dataclass

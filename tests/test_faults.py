@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.prey import LEARNER, VERIFIER, WORKER, actors, await_, steps_done, strike
 from cluster.checkpoints import Checkpoints
+from tests.conftest import SHARED_MEMORY
 from tests.made_cluster import add, made_cluster
 from tests.small_run import ROOT, arguments, metrics, start, status
 
@@ -100,6 +101,7 @@ def test_a_killed_learner_goes_back_to_the_newest_checkpoint(undisturbed: Path, 
     assert prompts["trained"] == 8 * STEPS and prompts["rewound"] >= 8
 
 
+@pytest.mark.long
 def test_one_of_two_ranks_dies_while_the_other_waits_for_it(undisturbed: Path, tmp_path: Path) -> None:
     run, folder = begun(tmp_path, "ranks", "cluster.learner_ranks=2"), tmp_path / "ranks"
     await_(lambda: steps_done(folder) >= 2, "step 2", run)
@@ -130,6 +132,7 @@ def ready_for(run: int, folder: Path, step: int) -> bool:
 
 @pytest.mark.long
 def test_a_killed_and_a_frozen_process_of_vllms_cost_a_restart_each(tmp_path: Path) -> None:
+    before = {path.name for path in SHARED_MEMORY.iterdir()}
     run, folder = begun(tmp_path, "shared", "rollout.tensor_parallel=2"), tmp_path / "shared"
     for step, number in ((1, signal.SIGKILL), (4, signal.SIGSTOP)):
         await_(partial(ready_for, run.pid, folder, step), f"step {step}", run)
@@ -139,6 +142,7 @@ def test_a_killed_and_a_frozen_process_of_vllms_cost_a_restart_each(tmp_path: Pa
     assert "of a rollout worker's engine is frozen" in output
     found = status(folder)
     assert (found["prompts"]["trained"], found["restarts"]) == (8 * STEPS, 2)
+    assert {path.name for path in SHARED_MEMORY.iterdir()} <= before
 
 
 @pytest.fixture
