@@ -38,29 +38,30 @@ def ray_session(dashboard_port: int | str) -> Iterator[str]:
         with _sigterm_kept():
             context = _join(address)
     else:
-        asks, port = asks_for_token(), choose_dashboard_port(dashboard_port)
+        asks, dashboard = asks_for_token(), dashboard_options(dashboard_port)
         with _sigterm_kept(), loopback():
-            context = _start_local(port)
+            context = _start_local(dashboard)
     try:
         yield _dashboard_line(context.dashboard_url, asks)
     finally:
         ray.shutdown()
 
 
-def choose_dashboard_port(wanted: int | str) -> int | None:
-    """The wanted port; UsageError if it is taken. None for `auto`: Ray tries from 8265 up, one after another.
+def dashboard_options(wanted: int | str) -> dict[str, Any]:
+    """What `ray.init` is told of the dashboard; UsageError if its port is taken.
 
-    Two runs that start together would find the same port free; only who binds it knows.
+    For `auto` Ray tries from 8265 up, one after another: two runs that start together would find the same port free,
+    and only who binds it knows.
     """
-    if wanted == "auto":
-        return None
-    port = int(wanted)
-    if not port_is_free(port):
+    if wanted == "off":
+        return {"include_dashboard": False}
+    port = None if wanted == "auto" else int(wanted)
+    if port is not None and not port_is_free(port):
         raise UsageError(
             f"cluster.dashboard_port={port} is taken by another program on this machine. Choose another port, "
             "or leave cluster.dashboard_port=auto."
         )
-    return port
+    return {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
 
 
 _QUIET = {
@@ -112,14 +113,12 @@ def _join(address: str) -> Any:
         ) from error
 
 
-def _start_local(port: int | None) -> Any:
+def _start_local(dashboard: dict[str, Any]) -> Any:
     make_token()
     try:
         return ray.init(
             address="local",
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            dashboard_port=port,
+            **dashboard,
             object_store_memory=OBJECT_STORE_BYTES,
             runtime_env=_environment(),
             log_to_driver=False,

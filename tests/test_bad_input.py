@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ray_session import choose_dashboard_port
+from cluster.ray_session import dashboard_options
 from cluster.train import main
 from configs.errors import UsageError
 from tests.small_run import ROOT, SMALL, arguments
@@ -73,7 +73,7 @@ def test_a_port_that_is_taken() -> None:
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(UsageError, match=f"cluster.dashboard_port={port} is taken"):
-            choose_dashboard_port(port)
+            dashboard_options(port)
 
 
 def test_runs_that_start_together_get_dashboards_of_their_own() -> None:

@@ -19,7 +19,7 @@ from tests.footprint import Footprint
 from tests.small_run import arguments, start, status
 
 SECONDS = 240.0  # of a start, on a machine that does much else
-SETTINGS = ("training.steps=100000", "checkpoint.every=0", "evaluation.every=0")
+SETTINGS = ("training.steps=100000", "checkpoint.every=0", "evaluation.every=0", "cluster.dashboard_port=auto")
 
 
 class Run:
