@@ -11,7 +11,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from configs.errors import RunError, UsageError
 
-WHERE_LOGS_ARE = "Its log is in Ray's session folder, logs/worker-*.err; `--resume` goes on from the newest checkpoint."
+WHERE_LOGS_ARE = "Its log is in Ray's session folder, logs/worker-*.err."
 
 
 class ActorLost(RunError):

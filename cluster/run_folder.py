@@ -72,7 +72,17 @@ class RunFolder:
     def write_status(self, state: str, **facts: Any) -> None:
         """status.json: `running`, `finished`, `interrupted` or `failed`, and what else is worth knowing."""
         status = {"state": state, "pid": os.getpid(), "time": time.time(), **facts}
-        _write_whole(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+        _write_whole(self._status, json.dumps(status, indent=1) + "\n")
+
+    def write_failure(self, error: BaseException, resume: str | None) -> None:
+        """status.json: `failed`, with the error and how to go on, beside what was known before."""
+        known = json.loads(self._status.read_text())
+        del known["state"], known["pid"], known["time"]
+        self.write_status("failed", **known, error=f"{type(error).__name__}: {error}", resume=resume)
+
+    @property
+    def _status(self) -> Path:
+        return self.path / "status.json"
 
 
 def _write_whole(path: Path, text: str) -> None:

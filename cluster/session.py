@@ -55,7 +55,8 @@ def run_session(config: Config, recipe: str, resumed: Resumed | None, display: D
                 folder.write_status("interrupted", resume=_resume_command(config, folder, where))
                 raise
             except BaseException as error:  # whatever ends the run is written down, then goes on
-                folder.write_status("failed", error=f"{type(error).__name__}: {error}")
+                folder.write_failure(error, _resume_command(config, folder, where))
+                display.say(f"the run failed; {_how_to_go_on(config, folder, where)}")
                 raise
             _record(config, folder, where, outcome)
     return _conclude(config, folder, where, outcome, display)
@@ -105,13 +106,19 @@ def _record(config: Config, folder: RunFolder, place: RunPlace, outcome: Outcome
         folder.write_status("interrupted", resume=_resume_command(config, folder, place), **steps)
 
 
-def _resume_command(config: Config, folder: RunFolder, place: RunPlace) -> str:
+def _resume_command(config: Config, folder: RunFolder, place: RunPlace) -> str | None:
+    """None if there is no checkpoint yet."""
     if Checkpoints(folder.checkpoints, config.checkpoint.keep).newest() is None:
-        return "nothing to resume yet"
+        return None
     start = (
         "python run_local.py" if current_job() is None else "ray job submit --working-dir . -- python -m cluster.train"
     )
     return f"{start} --resume {place.url or _shown(place.folder)}"
+
+
+def _how_to_go_on(config: Config, folder: RunFolder, place: RunPlace) -> str:
+    resume = _resume_command(config, folder, place)
+    return f"resume with: {resume}" if resume else "there is no checkpoint to resume from"
 
 
 def _conclude(config: Config, folder: RunFolder, place: RunPlace, outcome: Outcome, display: Display) -> int:
@@ -119,7 +126,7 @@ def _conclude(config: Config, folder: RunFolder, place: RunPlace, outcome: Outco
     checkpoints = Checkpoints(folder.checkpoints, config.checkpoint.keep)
     checkpoint, best = checkpoints.newest(), checkpoints.best()
     if outcome.exit_code is not None:
-        display.say(f"interrupted after step {outcome.step}; resume with: {_resume_command(config, folder, place)}")
+        display.say(f"interrupted after step {outcome.step}; {_how_to_go_on(config, folder, place)}")
         leave(place)
         return outcome.exit_code
     if outcome.before is not None:
