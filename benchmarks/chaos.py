@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import signal
 import subprocess
@@ -16,18 +17,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from ray.cluster_utils import Cluster
 
 from benchmarks.harness import RESULTS, ROOT, Spread, record
+from benchmarks.made_cluster import add, made_cluster, raylet
 from benchmarks.prey import LEARNER, VERIFIER, WORKER, actors, await_, doing, steps_done
 
 NAME = "chaos"
-STEPS, BEAT_SECONDS, ROUND = 14, 5.0, 6
+STEPS, BEAT_SECONDS, ROUND = 20, 5.0, 6
 SETTINGS = (
     f"training.steps={STEPS}",
     "rollout.prompts_per_batch=8",
@@ -41,7 +45,8 @@ SETTINGS = (
 )
 # What the learner is doing in a phase; sampling is what happens while it does nothing.
 PHASES = {"sample": "", "update": ".update", "push": ".sync_weights"}
-DRIVER, CHILD = "driver", "verifier's child"
+DRIVER, CHILD, NODE = "driver", "verifier's child", "node"
+FROZEN_SECONDS = 8.0  # of a driver, which nobody watches: it is let go again
 KINDS = {
     "worker killed": (WORKER, signal.SIGKILL),
     "worker frozen": (WORKER, signal.SIGSTOP),
@@ -52,6 +57,8 @@ KINDS = {
     "learner killed": (LEARNER, signal.SIGKILL),
     "learner frozen": (LEARNER, signal.SIGSTOP),
     "driver killed": (DRIVER, signal.SIGKILL),
+    "driver frozen": (DRIVER, signal.SIGSTOP),
+    "node lost": (NODE, signal.SIGKILL),
 }
 
 
@@ -67,11 +74,12 @@ class Fault:
 
 
 class Run:
-    """A run that suffers. `faults` are those that it has survived."""
+    """A run that suffers, in a Ray of its own or in a cluster. `faults` are those that it has survived."""
 
-    def __init__(self, folder: Path, name: str, chance: random.Random) -> None:
+    def __init__(self, folder: Path, name: str, chance: random.Random, cluster: Cluster | None = None) -> None:
         self.folder = folder / name
         self.faults: list[Fault] = []
+        self._cluster = cluster
         self._log = folder / f"{name}.log"
         self._chance = chance
         self._place = [f"training.runs_dir={folder}", f"model.cache_dir={folder / 'cache'}", f"training.name={name}"]
@@ -87,10 +95,17 @@ class Run:
             time.sleep(0.1 * self._chance.random())
         victim = self._victim(target)
         step, begun, met = steps_done(self.folder), time.monotonic(), self._phase()
-        victim.send_signal(number)
-        await_(lambda: doing(victim.pid) == "", "the victim's end")
+        if target == NODE:
+            self._lose_node_of(victim)
+        else:
+            victim.send_signal(number)
+        if (target, number) == (DRIVER, signal.SIGSTOP):
+            time.sleep(FROZEN_SECONDS)
+            victim.send_signal(signal.SIGCONT)
+        else:
+            await_(lambda: doing(victim.pid) == "", "the victim's end")
         gone = time.monotonic() - begun
-        if target == DRIVER:
+        if (target, number) == (DRIVER, signal.SIGKILL):
             self._resume()
         await_(lambda: steps_done(self.folder) > step, f"a step after {kind}", self._process)
         fault = Fault(kind, met, step, gone, time.monotonic() - begun)
@@ -121,15 +136,18 @@ class Run:
 
     def _start(self, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-u", str(ROOT / "run_local.py"), *arguments]
+        where = {"RAY_ADDRESS": self._cluster.address} if self._cluster else {}
         with self._log.open("a") as log:
-            return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+            return subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, text=True, env=os.environ | where, start_new_session=True
+            )
 
     def _resume(self) -> None:
         self._process.wait(60)
         self._process = self._start("--resume", str(self.folder))
 
     def _phase(self) -> str:
-        learner = [doing(process.pid) for process in actors(self._process.pid, LEARNER)]
+        learner = [doing(process.pid) for process in self._actors(LEARNER)]
         known = [phase for phase, task in PHASES.items() if task and any(task in each for each in learner)]
         return known[0] if known else "sample"
 
@@ -139,15 +157,32 @@ class Run:
     def _victim(self, target: str) -> psutil.Process:
         if target == DRIVER:
             return psutil.Process(self._process.pid)
-        kind = VERIFIER if target == CHILD else target
-        await_(lambda: actors(self._process.pid, kind), f"a {kind}", self._process)
-        victim = self._chance.choice(actors(self._process.pid, kind))
+        kinds = {CHILD: (VERIFIER,), NODE: (WORKER, LEARNER)}.get(target, (target,))
+        await_(lambda: self._actors(*kinds), f"a {target}", self._process)
+        victim = self._chance.choice(self._actors(*kinds))
         return victim.children()[0] if target == CHILD else victim
 
+    def _actors(self, *kinds: str) -> list[psutil.Process]:
+        roots = [raylet(node) for node in self._cluster.list_all_nodes()] if self._cluster else [self._process.pid]
+        return [actor for root in roots for actor in actors(root, *kinds)]
 
-def classes(each: int, chance: random.Random) -> list[tuple[str, str]]:
-    """Every kind of fault in every phase, so many times, in random order."""
-    found = [(kind, phase) for kind in KINDS for phase in PHASES] * each
+    def _lose_node_of(self, victim: psutil.Process) -> None:
+        """The victim's node goes without a word, and an empty one comes."""
+        assert self._cluster is not None
+        (node,) = [node for node in self._cluster.worker_nodes if victim in actors(raylet(node), WORKER, LEARNER)]
+        self._cluster.remove_node(node, allow_graceful=False)
+        add(self._cluster, num_cpus=1)
+
+
+def rounds(each: int, chance: random.Random) -> list[list[tuple[str, str]]]:
+    """What one run after the other suffers: every kind of fault in every phase, so many times, in random order. Losses
+    of nodes have runs of their own, in a cluster."""
+    found: list[list[tuple[str, str]]] = []
+    for of_nodes in (True, False):
+        kinds = [kind for kind, (target, _) in KINDS.items() if (target == NODE) == of_nodes]
+        faults = [(kind, phase) for kind in kinds for phase in PHASES] * each
+        chance.shuffle(faults)
+        found += [faults[i : i + ROUND] for i in range(0, len(faults), ROUND)]
     chance.shuffle(found)
     return found
 
@@ -174,25 +209,37 @@ def campaign(folder: Path, each: int, seed: int, seconds: float, path: Path) -> 
     end, chance = time.monotonic() + seconds, random.Random(seed)
     alone = Run(folder, "alone", chance)
     alone.end()
-    left = classes(each, chance)
-    while left and time.monotonic() < end:
-        number = len(left)
-        todo = [left.pop() for _ in range(min(ROUND, len(left)))]
-        run, failure = Run(folder, f"run_{number}", chance), None
-        try:
-            for kind, phase in todo:
-                print(run.suffer(kind, phase), flush=True)
-            run.end()
-            assert run.result() == alone.result(), "it ended with other metrics or weights than the run left alone"
-        except (AssertionError, subprocess.TimeoutExpired, psutil.Error) as error:
-            failure = f"{type(error).__name__}: {error}"
-            print(f"seed {seed}, {todo}: {failure}\n{run.log()}", file=sys.stderr, flush=True)
-        run.close()
+    for number, todo in enumerate(rounds(each, chance)):
+        if time.monotonic() > end:
+            break
+        with cluster_for(todo) as cluster:
+            run, failure = Run(folder, f"run_{number}", chance, cluster), None
+            try:
+                for kind, phase in todo:
+                    print(run.suffer(kind, phase), flush=True)
+                run.end()
+                assert run.result() == alone.result(), "it ended with other metrics or weights than the run left alone"
+            except (AssertionError, subprocess.TimeoutExpired, psutil.Error) as error:
+                failure = f"{type(error).__name__}: {error}"
+                print(f"seed {seed}, {todo}: {failure}\n{run.log()}", file=sys.stderr, flush=True)
+            run.close()
         figures = {"seed": seed, "faults": [asdict(fault) for fault in run.faults], "failure": failure}
         record(NAME, figures | {"heartbeat_seconds": BEAT_SECONDS}, path)
         if failure:
             return False
     return True
+
+
+@contextmanager
+def cluster_for(todo: Sequence[tuple[str, str]]) -> Iterator[Cluster | None]:
+    """Where nodes are to be lost: a head that takes no work, two nodes of one CPU for a run, and a spare one."""
+    if KINDS[todo[0][0]][0] != NODE:
+        yield None
+        return
+    with made_cluster() as cluster:
+        for _ in range(3):
+            add(cluster, num_cpus=1)
+        yield cluster
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:

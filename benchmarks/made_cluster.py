@@ -11,14 +11,14 @@ from ray.cluster_utils import Cluster
 
 from cluster.placement import free_port
 
-STORE = {"object_store_memory": 2**28}
+STORE_BYTES = 2**28
 
 
 @contextmanager
-def made_cluster() -> Iterator[Cluster]:
-    """Its head takes no work. Nodes are to be added by `add`."""
-    head = {"num_cpus": 0, "num_gpus": 0, "dashboard_port": free_port(), "node_ip_address": address(), **STORE}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
+def made_cluster(head_cpus: int = 0, store_bytes: int = STORE_BYTES) -> Iterator[Cluster]:
+    """Its head takes no work, unless told so. Nodes are to be added by `add`."""
+    head = {"num_cpus": head_cpus, "num_gpus": 0, "dashboard_port": free_port(), "node_ip_address": address()}
+    cluster = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": store_bytes})
     try:
         yield cluster
     finally:
@@ -26,7 +26,12 @@ def made_cluster() -> Iterator[Cluster]:
 
 
 def add(cluster: Cluster, **resources: float) -> Any:
-    return cluster.add_node(node_ip_address=address(), **resources, **STORE)
+    return cluster.add_node(node_ip_address=address(), **resources, object_store_memory=STORE_BYTES)
+
+
+def raylet(node: Any) -> int:
+    """The process under which a node's actors are."""
+    return int(node.all_processes["raylet"][0].process.pid)
 
 
 def address() -> str:

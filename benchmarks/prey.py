@@ -6,8 +6,10 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,12 +18,10 @@ WAIT_SECONDS = 200.0
 WORKER, VERIFIER, LEARNER = "RolloutWorker", "Verifier", "LearnerRank"
 
 
-def actors(run: int, kind: str) -> list[psutil.Process]:
-    """The processes of a run's actors of this kind: Ray names a process after the class and what it is doing."""
-    found = []
-    for process in psutil.Process(run).children(recursive=True):
-        if doing(process.pid).startswith(f"ray::{kind}"):
-            found.append(process)
+def actors(run: int, *kinds: str) -> list[psutil.Process]:
+    """The processes of a run's actors of these kinds: Ray names a process after the class and what it is doing."""
+    names = tuple(f"ray::{kind}" for kind in kinds)
+    found = [each for each in psutil.Process(run).children(recursive=True) if doing(each.pid).startswith(names)]
     return sorted(found, key=lambda process: process.pid)
 
 
@@ -60,3 +60,24 @@ def strike(
     time.sleep(0.3 * chance.random())
     await_(lambda: actors(run.pid, kind), f"a {kind}", run)
     os.kill(chance.choice(actors(run.pid, kind)).pid, number)
+
+
+@contextmanager
+def slowed(process: psutil.Process, times: int, slice_seconds: float = 0.03) -> Iterator[None]:
+    """Within, a process runs a slice of every `times`, and is frozen for the others."""
+    over = threading.Event()
+
+    def hold_back() -> None:
+        while not over.is_set() and process.is_running():
+            process.suspend()
+            over.wait((times - 1) * slice_seconds)
+            process.resume()
+            time.sleep(slice_seconds)
+
+    thread = threading.Thread(target=hold_back)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,16 +10,16 @@ import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import median
 
 import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from benchmarks.prey import LEARNER, VERIFIER, WORKER, actors, await_, steps_done, strike
+from benchmarks.made_cluster import add, made_cluster, raylet
+from benchmarks.prey import LEARNER, VERIFIER, WORKER, actors, await_, slowed, steps_done, strike
 from cluster.checkpoints import Checkpoints
 from tests.conftest import SHARED_MEMORY
-from tests.made_cluster import add, made_cluster
 from tests.small_run import ROOT, arguments, metrics, start, status
 
 pytestmark = pytest.mark.faults
@@ -64,41 +65,27 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
     assert weights(folder) == weights(undisturbed)
 
 
-def test_a_killed_rollout_worker_verifier_and_child_of_it_change_nothing(undisturbed: Path, tmp_path: Path) -> None:
-    run, folder = begun(tmp_path, "killed"), tmp_path / "killed"
+def test_everyone_who_can_die_or_freeze_does_once_and_nothing_changes(undisturbed: Path, tmp_path: Path) -> None:
+    run, folder = begun(tmp_path, "struck"), tmp_path / "struck"
     strike(run, folder, WORKER, signal.SIGKILL, after_step=1)
-    strike(run, folder, VERIFIER, signal.SIGKILL, after_step=3)
+    strike(run, folder, VERIFIER, signal.SIGKILL, after_step=2)
+    strike(run, folder, WORKER, signal.SIGSTOP, after_step=3)
+    strike(run, folder, VERIFIER, signal.SIGSTOP, after_step=4)
     await_(lambda: steps_done(folder) >= 5, "step 5", run)
     (verifier,) = actors(run.pid, VERIFIER)
     for child in verifier.children(recursive=True):
         child.kill()
+    strike(run, folder, LEARNER, signal.SIGKILL, after_step=7)
     output = ended(run)
-    assert "Rollout worker 0 was lost and is started again (1 of at most 5 in a row)" in output
-    assert "Verifier 0 was lost and is started again (1 of at most 5 in a row)" in output
+    for who in ("Rollout worker 0", "Verifier 0"):
+        assert output.count(f"{who} was lost and is started again") == 2
+        assert output.count(f"{who} has not answered for {BEAT:g} s: killed") == 1
+    assert "The learner was lost and is started again (1 of at most 5 in a row)" in output
+    assert "everything goes back to step_000006" in output
     assert_same(folder, undisturbed)
-    assert status(folder)["restarts"] == 2
-
-
-def test_a_frozen_rollout_worker_and_verifier_are_found_within_two_heartbeats(
-    undisturbed: Path, tmp_path: Path
-) -> None:
-    run, folder = begun(tmp_path, "frozen"), tmp_path / "frozen"
-    for kind, step in ((WORKER, 1), (VERIFIER, 3)):
-        strike(run, folder, kind, signal.SIGSTOP, step)
-    output = ended(run)
-    assert f"Rollout worker 0 has not answered for {BEAT:g} s: killed" in output
-    assert f"Verifier 0 has not answered for {BEAT:g} s: killed" in output
-    assert_same(folder, undisturbed)
-
-
-def test_a_killed_learner_goes_back_to_the_newest_checkpoint(undisturbed: Path, tmp_path: Path) -> None:
-    run, folder = begun(tmp_path, "learner"), tmp_path / "learner"
-    strike(run, folder, LEARNER, signal.SIGKILL, after_step=3)
-    output = ended(run)
-    assert "everything goes back to step_000002" in output
-    assert_same(folder, undisturbed)
-    prompts = status(folder)["prompts"]
-    assert prompts["trained"] == 8 * STEPS and prompts["rewound"] >= 8
+    found = status(folder)
+    assert found["restarts"] == 5
+    assert found["prompts"]["trained"] == 8 * STEPS and found["prompts"]["rewound"] >= 8
 
 
 @pytest.mark.long
@@ -145,6 +132,38 @@ def test_a_killed_and_a_frozen_process_of_vllms_cost_a_restart_each(tmp_path: Pa
     assert {path.name for path in SHARED_MEMORY.iterdir()} <= before
 
 
+def test_a_full_object_store_and_a_worker_ten_times_as_slow_cost_time_and_nothing_else(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pressed"
+    with made_cluster(head_cpus=3, store_bytes=80 * 2**20) as cluster:
+        hog = started_in(cluster, "-m", "tests.hog")
+        assert hog.stdout is not None
+        assert "filesystem mmap usage" in hog.stdout.readline(), "more than fits into memory"
+        run = started_in(cluster, str(ROOT / "run_local.py"), *arguments(tmp_path, "pressed", *SETTINGS))
+        await_(lambda: steps_done(folder) >= 2, "step 2", run)
+        (worker,) = actors(raylet(cluster.head_node), WORKER)
+        with slowed(worker, times=10):
+            await_(lambda: steps_done(folder) >= STEPS - 2, "the steps of a slow worker", run)
+        ended(run)
+        assert hog.poll() is None
+        hog.kill()
+        hog.wait()
+    assert_same(folder, undisturbed)
+    assert status(folder)["restarts"] == 0
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    sampling = [line["time/sample"] for line in lines if "time/sample" in line]
+    assert median(sampling[3 : STEPS - 2]) > 4 * median(sampling[:2]), "it was slow"
+
+
+def started_in(cluster: Cluster, *command: str) -> subprocess.Popen[str]:
+    """A Python program whose Ray is this cluster, output to be read."""
+    environment = os.environ | {"RAY_ADDRESS": cluster.address}
+    return subprocess.Popen(
+        [sys.executable, "-u", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head that takes no work, and three nodes of one CPU: two for a run, and a spare one."""
@@ -154,21 +173,14 @@ def cluster() -> Iterator[Cluster]:
         yield made
 
 
-def hosts(node: Any, kind: str) -> bool:
-    """Whether an actor of a kind is on this node."""
-    return bool(actors(node.all_processes["raylet"][0].process.pid, kind))
-
-
 def test_a_node_that_dies_with_the_learner_on_it_costs_a_rewind_to_the_newest_checkpoint(
     undisturbed: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
-    given = arguments(tmp_path, "node", *SETTINGS, "cluster.rollout_workers=2")
-    command = [sys.executable, "-u", str(ROOT / "run_local.py"), *given]
-    environment = os.environ | {"RAY_ADDRESS": cluster.address}
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     folder = tmp_path / "node"
+    given = arguments(tmp_path, "node", *SETTINGS, "cluster.rollout_workers=2")
+    run = started_in(cluster, str(ROOT / "run_local.py"), *given)
     await_(lambda: steps_done(folder) >= 3, "step 3", run)
-    (node,) = [node for node in cluster.worker_nodes if hosts(node, LEARNER)]
+    (node,) = [node for node in cluster.worker_nodes if actors(raylet(node), LEARNER)]
     cluster.remove_node(node, allow_graceful=False)
     output = ended(run)
     assert "everything goes back to step_000002" in output

@@ -19,6 +19,7 @@ from actors.restarts import Restarts
 from actors.rollout_pool import RolloutPool
 from actors.rollout_worker import SampleRequest
 from actors.sampling import sample_and_verify
+from actors.verifier import Verifier
 from actors.verifier_pool import VerifierPool
 from actors.waiting import ActorLost, ask, wait_for
 from cluster.account import Account
@@ -26,8 +27,10 @@ from cluster.checkpoints import LoopState
 from cluster.heartbeats import Heartbeats, watched
 from cluster.learner_group import LearnerGroup, LearnerLost
 from configs.errors import RunError
+from configs.schema import Rewards
 from data.records import Problem, Prompt
 from tests.running_cluster import wait_until
+from tests.small_run import ROOT
 from tests.tiny_actors import Collective, Tiny
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_cluster")]
@@ -49,7 +52,7 @@ def crew(size: int, said: list[str], *arguments: Any) -> Crew:
 
 
 def prompts(count: int) -> list[Prompt]:
-    return [Prompt(visit, Problem(str(visit), "", ""), (1,)) for visit in range(count)]
+    return [Prompt(visit, Problem(str(visit), "", "7"), (1,)) for visit in range(count)]
 
 
 def end(*crews: Crew) -> None:
@@ -85,6 +88,22 @@ def test_what_dies_of_the_same_prompt_again_and_again_ends_the_run() -> None:
     with pytest.raises(RunError, match=rf"Tiny actor 0 was lost again, after {MOST} restarts without a step"):
         sample_and_verify(RolloutPool(workers), VerifierPool(verifiers), prompts(4), REQUEST, 60.0)
     assert len(said) == MOST
+    end(workers, verifiers)
+
+
+def test_a_reward_that_sleeps_for_ever_is_a_named_error_at_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_reward.py").write_text("import time\ndef sleeps(case, judgement):\n    time.sleep(1e6)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    verifier = watched(Verifier).options(num_cpus=0, runtime_env={"env_vars": {"PYTHONPATH": f"{ROOT}:{tmp_path}"}})
+    kind = [verifier.remote(Rewards(weights={"slow_reward:sleeps": 1.0}), 32)]
+    ray.get([each.ready.remote() for each in kind], timeout=60)
+    workers, verifiers = crew(1, []), Crew("verifier", kind, 30.0)
+    begun = time.monotonic()
+    with pytest.raises(RunError, match=r"A verifier \(scoring\) did not answer within 3 s.*cluster.deadline_seconds"):
+        sample_and_verify(RolloutPool(workers), VerifierPool(verifiers), prompts(2), REQUEST, 3.0)
+    assert time.monotonic() - begun < 4.0
     end(workers, verifiers)
 
 

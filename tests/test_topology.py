@@ -20,8 +20,8 @@ import pytest
 from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
+from benchmarks.made_cluster import add, made_cluster
 from data.rollouts import read_groups
-from tests.made_cluster import add, made_cluster
 from tests.small_run import CACHE, ROOT, metrics
 
 STEPS, BATCH, STALENESS = 2, 4, 1

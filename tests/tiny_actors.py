@@ -7,11 +7,15 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 
 from actors.rollout_worker import SampleRequest
-from data.records import Group, Prompt
+from data.records import Completion, Group, Prompt
+
+NOTHING = np.zeros(1, np.int32)
+COMPLETION = Completion(0, 0, NOTHING, NOTHING.astype(np.float32), NOTHING, "<answer>7</answer>", "stop")
 
 
 class Tiny:
@@ -32,7 +36,7 @@ class Tiny:
 
     def take(self, seconds: float) -> list[Group]:
         time.sleep(0.01)
-        return [Group(self._alive(self._prompts.pop(0)), ())] if self._prompts else []
+        return [Group(self._alive(self._prompts.pop(0)), (COMPLETION,))] if self._prompts else []
 
     def score(self, group: Group) -> Group:
         self._alive(group.prompt)
