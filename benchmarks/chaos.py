@@ -88,6 +88,9 @@ class Run:
     def suffer(self, kind: str, phase: str) -> Fault:
         """One fault, once the run is in that phase; AssertionError if it does not get over it."""
         target, number = KINDS[kind]
+        if target == DRIVER:
+            saved = self.folder / "checkpoints"
+            await_(lambda: any(saved.glob("*/manifest.json")), "a checkpoint to resume from", self._process)
         step = steps_done(self.folder)
         await_(lambda: steps_done(self.folder) > step, "a step before the fault", self._process)
         await_(lambda: self._in(phase), phase, self._process)
