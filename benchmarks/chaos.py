@@ -93,11 +93,11 @@ class Run:
             await_(lambda: any(saved.glob("*/manifest.json")), "a checkpoint to resume from", self._process)
         step = steps_done(self.folder)
         await_(lambda: steps_done(self.folder) > step, "a step before the fault", self._process)
-        await_(lambda: self._in(phase), phase, self._process)
+        victim, learner = self._victim(target), self._victim(LEARNER)
+        await_(lambda: phase_of(learner) == phase, phase, self._process)
         if phase != "push":
             time.sleep(0.1 * self._chance.random())
-        victim = self._victim(target)
-        step, begun, met = steps_done(self.folder), time.monotonic(), self._phase()
+        step, begun, met = steps_done(self.folder), time.monotonic(), phase_of(learner)
         if target == NODE:
             self._lose_node_of(victim)
         else:
@@ -149,14 +149,6 @@ class Run:
         self._process.wait(60)
         self._process = self._start("--resume", str(self.folder))
 
-    def _phase(self) -> str:
-        learner = [doing(process.pid) for process in self._actors(LEARNER)]
-        known = [phase for phase, task in PHASES.items() if task and any(task in each for each in learner)]
-        return known[0] if known else "sample"
-
-    def _in(self, phase: str) -> bool:
-        return self._phase() == phase
-
     def _victim(self, target: str) -> psutil.Process:
         if target == DRIVER:
             return psutil.Process(self._process.pid)
@@ -175,6 +167,13 @@ class Run:
         (node,) = [node for node in self._cluster.worker_nodes if victim in actors(raylet(node), WORKER, LEARNER)]
         self._cluster.remove_node(node, allow_graceful=False)
         add(self._cluster, num_cpus=1)
+
+
+def phase_of(learner: psutil.Process) -> str:
+    """The phase of a step, by what the learner is doing: most of a push is soon over, so only one file is read."""
+    task = doing(learner.pid)
+    known = [phase for phase, part in PHASES.items() if part and part in task]
+    return known[0] if known else "sample"
 
 
 def rounds(each: int, chance: random.Random) -> list[list[tuple[str, str]]]:

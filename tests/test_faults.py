@@ -65,6 +65,7 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
     assert weights(folder) == weights(undisturbed)
 
 
+@pytest.mark.timeout(600)
 def test_everyone_who_can_die_or_freeze_does_once_and_nothing_changes(undisturbed: Path, tmp_path: Path) -> None:
     run, folder = begun(tmp_path, "struck"), tmp_path / "struck"
     strike(run, folder, WORKER, signal.SIGKILL, after_step=1)
