@@ -14,7 +14,7 @@ CHUNK = 2**20
 
 
 def main() -> None:
-    ray.init(log_to_driver=False)
+    ray.init(log_to_driver=False, logging_level="ERROR")
     size = int(ray.cluster_resources()["object_store_memory"])
     held = [in_use() for _ in range(size // CHUNK + 2)]
     usage = [line for line in memory_summary(stats_only=True).splitlines() if "Plasma" in line]

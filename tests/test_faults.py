@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -137,24 +138,33 @@ def test_a_full_object_store_and_a_worker_ten_times_as_slow_cost_time_and_nothin
     undisturbed: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "pressed"
-    with made_cluster(head_cpus=3, store_bytes=80 * 2**20) as cluster:
-        hog = started_in(cluster, "-m", "tests.hog")
-        assert hog.stdout is not None
-        assert "filesystem mmap usage" in hog.stdout.readline(), "more than fits into memory"
+    with made_cluster(head_cpus=3, store_bytes=80 * 2**20) as cluster, hogged(cluster):
         run = started_in(cluster, str(ROOT / "run_local.py"), *arguments(tmp_path, "pressed", *SETTINGS))
         await_(lambda: steps_done(folder) >= 2, "step 2", run)
         (worker,) = actors(raylet(cluster.head_node), WORKER)
         with slowed(worker, times=10):
             await_(lambda: steps_done(folder) >= STEPS - 2, "the steps of a slow worker", run)
         ended(run)
-        assert hog.poll() is None
-        hog.kill()
-        hog.wait()
     assert_same(folder, undisturbed)
     assert status(folder)["restarts"] == 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     sampling = [line["time/sample"] for line in lines if "time/sample" in line]
     assert median(sampling[3 : STEPS - 2]) > 4 * median(sampling[:2]), "it was slow"
+
+
+@contextmanager
+def hogged(cluster: Cluster) -> Iterator[None]:
+    """Within, another program has all of the object store, and more."""
+    hog = started_in(cluster, "-m", "tests.hog")
+    try:
+        assert hog.stdout is not None
+        said = next((line for line in hog.stdout if line.startswith("full")), "it ended")
+        assert "filesystem mmap usage" in said
+        yield
+        assert hog.poll() is None
+    finally:
+        hog.kill()
+        hog.wait()
 
 
 def started_in(cluster: Cluster, *command: str) -> subprocess.Popen[str]:
