@@ -11,13 +11,20 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -qq --no-dep
 # A stamp says "this lock is installed"; it is written last, so an interrupted set-up leaves none.
 RUNTIME := $(VENV)/.installed-runtime
 DEV := $(VENV)/.installed-dev
-# TRL, which the tests compare losses with, lives apart: its environment holds nothing else and looks into $(VENV).
+# TRL, which the tests compare losses with, lives apart.
 TRL_VENV := .venv-trl
 TRL := $(TRL_VENV)/.installed
+
+# The other set of versions that is tested (cluster/versions.py), as far as it differs.
+OLD_VENV := .venv-vllm-0.26
+OLD := $(OLD_VENV)/.installed
+OLD_TESTS := $(addprefix tests/test_,sampling.py weight_sync.py transports.py update_in_flight.py tensor_parallel.py \
+	policy.py sampled_from.py preflight.py)
 
 TORCH := $(shell grep '^torch==' requirements.lock)
 DEEPSPEED := $(shell grep '^deepspeed==' requirements.lock)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+FROM_TORCH := --extra-index-url $(TORCH_CPU_INDEX)
 
 # Nothing is compiled: DeepSpeed's ops are neither built at installation nor wanted at run time.
 export DS_BUILD_OPS := 0
@@ -25,10 +32,10 @@ export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-dev run test test-long lint format clean distclean
+.PHONY: help setup setup-dev run test test-long test-vllm-0.26 lint format clean distclean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9.-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 setup: $(RUNTIME) ## create .venv and install the pinned lock
 
@@ -43,6 +50,9 @@ test: $(DEV) $(TRL) ## run the tests, without those marked long; ARGS go to pyte
 test-long: $(DEV) ## run only the tests marked long
 	$(BIN)/python -m pytest -m long $(ARGS)
 
+test-vllm-0.26: $(DEV) $(OLD) ## run the tests of what touches vLLM under 0.26, torch 2.11 and transformers 5.17
+	$(OLD_VENV)/bin/python -m pytest $(or $(ARGS),$(OLD_TESTS))
+
 lint: $(DEV) ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,11 +64,11 @@ format: $(DEV) ## rewrite the code as ruff wants it
 
 clean: ## remove caches and build leftovers; environments and runs/ stay
 	rm -rf build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find . \( -path './$(VENV)' -o -path './$(TRL_VENV)' -o -path ./.git -o -path ./runs \) -prune -o \
+	find . \( -path './$(VENV)' -o -path './$(TRL_VENV)' -o -path './$(OLD_VENV)' -o -path ./.git -o -path ./runs \) -prune -o \
 		-name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean ## remove the environments as well
-	rm -rf ./.venv './$(TRL_VENV)'
+	rm -rf ./.venv './$(TRL_VENV)' './$(OLD_VENV)'
 
 # setuptools comes first because DeepSpeed, the one source package, is built with it and needs torch to be there.
 $(RUNTIME): requirements.lock
@@ -82,12 +92,20 @@ $(DEV): requirements-dev.lock $(RUNTIME)
 	@$(INSTALL) --only-binary :all: -r requirements-dev.lock
 	@touch $(DEV)
 
-# The .pth file is written after TRL is installed, so that pip sees an empty environment.
-$(TRL): requirements-trl.lock $(RUNTIME)
-	@echo "installing requirements-trl.lock into $(TRL_VENV)"
-	@$(BIN)/python -m venv --clear --without-pip $(TRL_VENV)
-	@$(BIN)/python -m pip --disable-pip-version-check --python $(TRL_VENV)/bin/python \
-		install -qq --no-deps --only-binary :all: -r requirements-trl.lock
+# An environment beside $(VENV): it holds what a lock pins and looks into $(VENV) for the rest. The .pth file by which
+# it does is written last, so that pip sees an empty environment.
+define beside # environment, lock, further options of pip
+	@echo "installing $(2) into $(1)"
+	@$(BIN)/python -m venv --clear --without-pip $(1)
+	@$(BIN)/python -m pip --disable-pip-version-check --python $(1)/bin/python \
+		install -qq --no-deps --only-binary :all: $(3) -r $(2)
 	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
-		"$$($(TRL_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
-	@touch $(TRL)
+		"$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/beside.pth"
+	@touch $(1)/.installed
+endef
+
+$(TRL): requirements-trl.lock $(RUNTIME)
+	$(call beside,$(TRL_VENV),requirements-trl.lock)
+
+$(OLD): requirements-vllm-0.26.lock $(RUNTIME)
+	$(call beside,$(OLD_VENV),requirements-vllm-0.26.lock,$(FROM_TORCH))

@@ -203,7 +203,12 @@ class Engine:
 
     def close(self) -> None:
         """End vLLM's worker processes, if it has any."""
-        self._engine.engine_core.shutdown()
+        core = self._engine.engine_core
+        queues = _message_queues(core.engine_core.model_executor)
+        core.shutdown()
+        # Left to the garbage collector, in vLLM 0.26, a queue waits for its own sockets to be closed, forever.
+        for queue in queues:
+            queue.local_socket.context.destroy(linger=0)
 
     def set_version(self, version: int) -> None:
         """Stamp what is sampled from now on, running requests included, with this policy version."""
@@ -220,6 +225,13 @@ def _device_arguments(options: EngineOptions) -> dict[str, Any]:
         return {"enforce_eager": True}
     # Asynchronous scheduling has a step in flight between two calls of `step`, sampled with the old weights.
     return {"enforce_eager": False, "enable_sleep_mode": options.sleeps, "async_scheduling": False}
+
+
+def _message_queues(executor: Any) -> list[Any]:
+    """vLLM's queues to and from its worker processes on this machine."""
+    if getattr(executor, "rpc_broadcast_mq", None) is None:
+        return []
+    return [executor.rpc_broadcast_mq, *executor.response_mqs]
 
 
 def _internal_id(states: dict[str, Any], request_id: str) -> str:

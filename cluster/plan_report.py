@@ -126,7 +126,7 @@ def _choices(plan: Plan) -> list[str]:
     sizes = {}
     for on in (True, False):
         other = config.model_copy(update={"model": config.model.model_copy(update={"gradient_checkpointing": on})})
-        sizes[on] = activations(other, plan.shape) / GIB
+        sizes[on] = activations(other, plan.shape, plan.hardware.device) / GIB
     shard = trained_parameters(config, plan.shape) / (config.cluster.learner_ranks if config.learner.zero_stage else 1)
     states = ", ".join(
         f"{name} {size * shard / GIB:.2f}" + (" in the CPU's memory" if name == "adamw_cpu" and not is_cpu else "")

@@ -173,6 +173,11 @@ class SharedMemoryEngine(WholeUpdates):
                     if isinstance(value, torch.Tensor) and value.data_ptr() in addresses:
                         arguments.arguments[name] = value.clone()
 
+    @staticmethod
+    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
+        """vLLM 0.26 wants every engine to have it, and only the trainer calls it; ours is `SharedMemorySender`."""
+        raise NotImplementedError
+
     def shutdown(self) -> None:
         self._memory = None
 

@@ -16,7 +16,9 @@ class CudaIpcEngine(WholeUpdates, IPCWeightTransferEngine):
 
     def finish_weight_update(self) -> None:
         super().finish_weight_update()
-        self._packed_importer.close()  # the learner can then have its buffer's memory back
+        # The learner can then have its buffer's memory back; vLLM 0.26 keeps none of it open between two calls.
+        if hasattr(self, "_packed_importer"):
+            self._packed_importer.close()
 
 
 class NcclEngine(WholeUpdates, NCCLWeightTransferEngine):

@@ -8,16 +8,15 @@ from __future__ import annotations
 import socket
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from cluster.weight_sender import Arguments, Call, WeightSender
+from cluster.weight_sender_vllm import Meeting, VllmSender, ipc_sender, nccl_sender
 
 if TYPE_CHECKING:
     from vllm.distributed.weight_transfer.base import WeightSource
-
-BUFFERS = 2  # of NCCL: one is packed while the other travels
 
 
 class _CudaSender(WeightSender):
@@ -32,7 +31,7 @@ class _CudaSender(WeightSender):
             self._sender.send_weights()
 
     @abstractmethod
-    def _vllm_sender(self, source: WeightSource) -> Any: ...
+    def _vllm_sender(self, source: WeightSource) -> VllmSender: ...
 
     def _source(self) -> WeightSource:
         """Our buckets as vLLM walks through them: tensor by tensor, each a fresh pass, on every rank."""
@@ -55,15 +54,8 @@ class _CudaSender(WeightSender):
 class CudaIpcSender(_CudaSender):
     """Through a buffer on the GPU that learner rank and rollout worker share; every rank brings its GPU's."""
 
-    def _vllm_sender(self, source: WeightSource) -> Any:
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo, IPCTrainerWeightTransferEngine
-
-        info = IPCTrainerInitInfo(
-            rank=self._weights.rank,
-            packed=True,
-            packed_buffer_size_bytes=max(self._bucket_bytes, self._largest),
-        )
-        return IPCTrainerWeightTransferEngine.trainer_init(info, client=self._updates, source=source)
+    def _vllm_sender(self, source: WeightSource) -> VllmSender:
+        return ipc_sender(self._weights.rank, max(self._bucket_bytes, self._largest), self._updates, source)
 
 
 class NcclSender(_CudaSender):
@@ -77,23 +69,13 @@ class NcclSender(_CudaSender):
         self._workers = workers
         self._tensor_parallel = tensor_parallel
 
-    def _vllm_sender(self, source: WeightSource) -> Any:
-        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo, NCCLTrainerWeightTransferEngine
-
+    def _vllm_sender(self, source: WeightSource) -> VllmSender:
         self._updates.of_worker = self._ranks_of
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = int(probe.getsockname()[1])
-        info = NCCLTrainerInitInfo(
-            rank=self._weights.rank,
-            master_address=_address(),
-            master_port=port,
-            world_size=1 + self._workers * self._tensor_parallel,
-            packed=True,
-            packed_buffer_size_bytes=self._bucket_bytes,
-            packed_num_buffers=BUFFERS,
-        )
-        return NCCLTrainerWeightTransferEngine.trainer_init(info, client=self._updates, source=source)
+        meeting = Meeting(_address(), port, 1 + self._workers * self._tensor_parallel)
+        return nccl_sender(self._weights.rank, self._bucket_bytes, meeting, self._updates, source)
 
     def _ranks_of(self, init_info: Arguments) -> list[Arguments]:
         """vLLM counts ranks within one engine; ours are several, one after another behind the learner's rank 0."""

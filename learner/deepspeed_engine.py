@@ -86,6 +86,7 @@ def _load_policy(config: Config, model_path: Path, base_path: Path) -> Policy:
         config.learner.logprob_chunk_tokens,
         config.model.gradient_checkpointing,
         entropy_gradient=config.learner.entropy_coefficient > 0,
+        device="cuda" if torch.cuda.is_available() else "cpu",
     )
     if lora:
         model = config.model

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from configs.errors import RunError
 from learner.lora import Adapters, base_weights
+from learner.varlen_attention import attention_on, sequence_bounds
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,13 @@ class Policy(nn.Module):
         """Log-prob and entropy, as the sampler saw them, of each target given what precedes it in its sequence.
 
         (rows, columns) point at the token before each target. Positions start again at 0 where a sequence
-        of the row does: from that, and only without attention mask and cache, transformers keeps the
-        sequences of a row apart. Padding is on the right, where no token sees it.
+        of the row does: from that SDPA, and only without attention mask and cache, and the variable-length
+        kernel keep the sequences of a row apart. Padding is on the right, where no token sees it.
         """
         decoder = self.model.get_decoder()
-        hidden = decoder(input_ids=input_ids, position_ids=position_ids, use_cache=False).last_hidden_state
+        hidden = decoder(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False, **sequence_bounds(position_ids)
+        ).last_hidden_state
         return self.log_prob_head(hidden[rows, columns], targets, sampled_from)
 
     def named_weights(self) -> dict[str, nn.Parameter]:
@@ -144,9 +147,15 @@ class Policy(nn.Module):
 
 
 def load_policy(
-    path: Path, dtype: str, chunk: int, gradient_checkpointing: bool, entropy_gradient: bool = False
+    path: Path,
+    dtype: str,
+    chunk: int,
+    gradient_checkpointing: bool,
+    entropy_gradient: bool = False,
+    device: str = "cpu",
 ) -> Policy:
-    """A policy from a Hugging Face folder. Dropout is off: the ratio of two forwards must be exact.
+    """A policy from a Hugging Face folder, with the attention of the device that it will be moved to. Dropout is off:
+    the ratio of two forwards must be exact.
 
     RunError naming a tensor with numbers that are none, or that `dtype` cannot hold.
     """
@@ -155,7 +164,7 @@ def load_policy(
     model = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=getattr(torch, dtype),
-        attn_implementation="sdpa",
+        attn_implementation=attention_on(device, getattr(torch, dtype)),
         attention_dropout=0.0,
         use_safetensors=True,
         trust_remote_code=False,

@@ -274,7 +274,8 @@ class LearnerRank:
         """A forward-only copy; with LoRA none is loaded, as the policy under disabled adapters is the reference."""
         if self._policy.adapters:
             return self._engine
-        policy = load_policy(path, self.config.model.dtype, self.config.learner.logprob_chunk_tokens, False)
+        model, chunk = self.config.model, self.config.learner.logprob_chunk_tokens
+        policy = load_policy(path, model.dtype, chunk, gradient_checkpointing=False, device=self._device.type)
         return policy.requires_grad_(False).to(self._device)
 
     def sleep(self) -> None:

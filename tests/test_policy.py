@@ -14,10 +14,12 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import tests.plain_varlen  # noqa: F401  the variable-length kernel on a CPU
 from learner import policy as policy_module
 from learner.batching import MicroBatch, Rows, Sequence, build, token_weights
 from learner.policy import LogProbHead, Policy, SampledFrom, load_policy
-from tests.tiny import as_sampled, open_plain, plain_logprobs, tiny_completions, tiny_llama
+from learner.varlen_attention import VARLEN
+from tests.tiny import as_sampled, open_plain, plain_logprobs, tiny_completions, tiny_llama, tiny_sliding
 
 TEMPERATURE = 0.7
 TEMPERED = SampledFrom(TEMPERATURE)
@@ -30,17 +32,38 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return tiny_llama(tmp_path_factory.mktemp("model"), tied=request.param)
 
 
+# Attention by SDPA, by the variable-length kernel as the tests have it on a CPU, and by torch's where there is a GPU.
+ATTENTIONS = [
+    "sdpa",
+    "varlen",
+    "varlen bfloat16",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+]
+LIMITS = {"sdpa": 1e-6, "varlen": 1e-6, "varlen bfloat16": 0.03, "cuda": 0.03}  # from plain transformers in float32
+
+
+def open_policy(folder: Path, attention: str, chunk: int = 16, gradient_checkpointing: bool = False) -> Policy:
+    if attention == "cuda":
+        return load_policy(folder, "bfloat16", chunk, gradient_checkpointing, device="cuda").cuda()
+    dtype = "bfloat16" if attention.endswith("bfloat16") else "float32"
+    policy = load_policy(folder, dtype, chunk, gradient_checkpointing)
+    if attention != "sdpa":
+        policy.model.set_attn_implementation(VARLEN)
+    return policy
+
+
 def together(sequences: list[Sequence], rows: Rows) -> MicroBatch:
     return build(sequences, rows, token_weights(sequences, "sequence", 0.0, False))
 
 
 def forward(policy: Policy, batch: MicroBatch, sampled_from: SampledFrom = TEMPERED) -> tuple[Tensor, Tensor]:
+    batch = batch.to(policy.log_prob_head.weight.device)
     return policy(batch.input_ids, batch.position_ids, batch.rows, batch.columns, batch.targets, sampled_from)
 
 
 def by_sequence(policy: Policy, batch: MicroBatch, sampled_from: SampledFrom = TEMPERED) -> dict[int, Tensor]:
     """Log-probs of every sequence of a micro-batch."""
-    values = forward(policy, batch, sampled_from)[0].detach()
+    values = forward(policy, batch, sampled_from)[0].detach().cpu()
     return {index: values[batch.sequence == index] for index in batch.sequence.unique().tolist()}
 
 
@@ -56,12 +79,27 @@ def worst_difference(found: dict[int, Tensor], model: torch.nn.Module, sequences
     return float(torch.stack(differences).max())
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("rows", [PACKED, PADDED], ids=["packed", "padded"])
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
-def test_log_probs_are_those_of_plain_transformers_for_every_chunk_size(folder: Path, chunk: int, rows: Rows) -> None:
+def test_log_probs_are_those_of_plain_transformers_for_every_chunk_size(
+    folder: Path, chunk: int, rows: Rows, attention: str
+) -> None:
     sequences = tiny_completions(1)
-    model, policy = open_plain(folder), load_policy(folder, "float32", chunk, gradient_checkpointing=False)
-    assert worst_difference(by_sequence(policy, together(sequences, rows)), model, sequences) <= 1e-6
+    model, policy = open_plain(folder), open_policy(folder, attention, chunk)
+    assert worst_difference(by_sequence(policy, together(sequences, rows)), model, sequences) <= LIMITS[attention]
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_a_sliding_window_and_shared_key_heads_are_those_of_plain_transformers(tmp_path: Path, attention: str) -> None:
+    sequences = tiny_completions(1)
+    folder = tiny_sliding(tmp_path, window=5)
+    policy = open_policy(folder, attention)
+    found = by_sequence(policy, together(sequences, PACKED))
+    assert worst_difference(found, open_plain(folder), sequences) <= LIMITS[attention]
+    policy.model.config.sliding_window = None
+    without = by_sequence(policy, together(sequences, PACKED))
+    assert worst_difference(without, open_plain(folder), sequences) > 2 * LIMITS[attention]
 
 
 def test_the_comparison_sees_a_missing_temperature(folder: Path) -> None:
@@ -104,15 +142,17 @@ def moved_with(policy: Policy, edit: Callable[[MicroBatch], MicroBatch] = lambda
     return moved
 
 
+@pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_changing_one_sequence_moves_no_log_prob_of_another_by_a_bit(
-    folder: Path, gradient_checkpointing: bool
+    folder: Path, gradient_checkpointing: bool, attention: str
 ) -> None:
-    policy = load_policy(folder, "float32", 16, gradient_checkpointing)
+    policy = open_policy(folder, attention, gradient_checkpointing=gradient_checkpointing)
     assert moved_with(policy) == set()
 
 
 BEHIND_OTHERS = {1, 2, 4, 7}  # in the rows of PACKED
+BEHIND_ANY = {1, 2, 3, 4, 5, 6, 7}  # in all rows, one after another
 
 
 def positions_run_on(batch: MicroBatch) -> MicroBatch:
@@ -147,25 +187,71 @@ def test_attention_across_sequences_is_seen(
         assert moved_with(policy) == (set() if gradient_checkpointing else BEHIND_OTHERS)
 
 
+def one_sequence(input_ids: Tensor) -> Tensor:
+    """Bounds that take all rows for one sequence."""
+    return torch.tensor([0, input_ids.numel()], dtype=torch.int32, device=input_ids.device)
+
+
+def one_a_row(input_ids: Tensor) -> Tensor:
+    """Bounds that take every row for one sequence."""
+    rows, length = input_ids.shape
+    return torch.arange(rows + 1, dtype=torch.int32, device=input_ids.device) * length
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS[1:])
+def test_wrong_bounds_of_the_variable_length_kernel_are_seen(
+    folder: Path, attention: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = open_policy(folder, attention)
+    assert moved_with(policy, positions_run_on) == BEHIND_OTHERS
+    for bounds, moved in ((one_a_row, BEHIND_OTHERS), (one_sequence, BEHIND_ANY)):
+        with monkeypatch.context() as planted:
+            decode_with(policy, planted, cu_seq_lens_q=bounds, max_length_q=Tensor.numel)
+            assert moved_with(policy) == moved
+
+
+def test_what_the_variable_length_kernel_does_not_compute_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = open_policy(folder, "varlen")
+    decode_with(policy, monkeypatch, softcap=lambda _: 30.0)
+    with pytest.raises(ValueError, match=r"asks for softcap.*model\.dtype=float32"):
+        forward(policy, together(tiny_completions(1), PACKED))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_kernel_is_for_16_bits_on_a_gpu_and_no_saved_model_names_it(folder: Path, dtype: str) -> None:
+    for device in ("cpu", "cuda"):
+        config = load_policy(folder, dtype, 16, gradient_checkpointing=False, device=device).model.config
+        assert (config._attn_implementation == VARLEN) == (device == "cuda" and dtype == "bfloat16")
+        assert VARLEN not in config.to_json_string(use_diff=False)
+
+
 # -- gradients ------------------------------------------------------------------------------------
 
 
 def gradients(
-    folder: Path, chunk: int = 16, gradient_checkpointing: bool = False, rows: Rows = PACKED
+    folder: Path,
+    chunk: int = 16,
+    gradient_checkpointing: bool = False,
+    rows: Rows = PACKED,
+    attention: str = "sdpa",
 ) -> dict[str, Tensor]:
     sequences = as_sampled(tiny_completions(5), folder, TEMPERATURE)
-    policy = load_policy(folder, "float32", chunk, gradient_checkpointing)
+    policy = open_policy(folder, attention, chunk, gradient_checkpointing)
     batch = together(sequences, rows)
-    (batch.weights * batch.advantages * forward(policy, batch)[0]).sum().backward()
-    return {name: p.grad for name, p in policy.named_weights().items() if p.grad is not None}
+    (batch.weights * batch.advantages * forward(policy, batch)[0].cpu()).sum().backward()
+    return {name: p.grad.cpu().float() for name, p in policy.named_weights().items() if p.grad is not None}
 
 
 def relative(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected)
 
 
-def test_gradient_checkpointing_changes_no_bit_of_the_gradient(folder: Path) -> None:
-    with_it, without = gradients(folder, gradient_checkpointing=True), gradients(folder)
+@pytest.mark.parametrize("attention", ["sdpa", "varlen"])
+def test_gradient_checkpointing_changes_no_bit_of_the_gradient(folder: Path, attention: str) -> None:
+    with_it = gradients(folder, gradient_checkpointing=True, attention=attention)
+    without = gradients(folder, attention=attention)
     assert with_it.keys() == without.keys() == dict(open_plain(folder).named_parameters()).keys()
     assert all(torch.equal(with_it[name], without[name]) for name in without)
 
@@ -174,14 +260,20 @@ def test_the_gradient_does_not_depend_on_the_chunk_size(folder: Path) -> None:
     assert relative(gradients(folder, chunk=3, gradient_checkpointing=True), gradients(folder, chunk=4096)) <= 1e-5
 
 
-def test_the_gradient_of_packed_rows_is_that_of_plain_transformers_one_sequence_at_a_time(folder: Path) -> None:
+GRADIENT_LIMITS = {"sdpa": 1e-5, "varlen": 1e-5, "varlen bfloat16": 0.1, "cuda": 0.1}
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_gradient_of_packed_rows_is_that_of_plain_transformers_one_sequence_at_a_time(
+    folder: Path, attention: str
+) -> None:
     model, sequences = open_plain(folder), tiny_completions(5)
     for s in sequences:
         weight = s.advantage / len(s.completion_ids) / len(sequences)
         (weight * plain_logprobs(model, s, TEMPERATURE)).sum().backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert relative(gradients(folder), expected) <= 1e-5
-    assert relative(gradients(folder, rows=PADDED), expected) <= 1e-5
+    for rows in (PACKED, PADDED):
+        assert relative(gradients(folder, rows=rows, attention=attention), expected) <= GRADIENT_LIMITS[attention]
 
 
 # -- memory ---------------------------------------------------------------------------------------

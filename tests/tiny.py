@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from configs.schema import WarmStart
 from data.tokenizer import build_tokenizer
@@ -36,6 +36,28 @@ def tiny_llama(folder: Path, tied: bool = False, seed: int = 0, hidden_size: int
                 parameter.add_(0.1 * torch.randn_like(parameter))
         llama.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    return folder
+
+
+def tiny_sliding(folder: Path, window: int) -> Path:
+    """Writes a random Mistral whose tokens see `window` tokens, themselves included, and whose key heads are shared."""
+    with torch.random.fork_rng(devices=[]), quiet_transformers():
+        torch.manual_seed(0)
+        mistral = MistralForCausalLM(
+            MistralConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=64,
+                intermediate_size=128,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                sliding_window=window,
+            )
+        )
+        with torch.no_grad():
+            for parameter in mistral.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        mistral.save_pretrained(folder)
     return folder
 
 
