@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.harness import RESULTS, Spread, compare, record
+from cluster.placement import free_port
 from configs.schema import Config, Data, WarmStart
 from data.arithmetic import generate, structured_answer
 from data.prompts import make_template, render
@@ -117,20 +117,22 @@ def open_rank(size: Size, folder: Path, **learner: Any) -> LearnerRank:
         "rollout": {"max_completion_tokens": 192},
         "learner": {"tokens_per_micro_batch": size.budget, "optimizer": "adamw", "learning_rate": 1e-8, **learner},
     }
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    return lone_rank(Config.model_validate(sections), folder)
+
+
+def lone_rank(config: Config, folder: Path, threads: int = THREADS) -> LearnerRank:
+    """The only learner rank of a config, in this process, around the model in the folder."""
     options = RankOptions(
         rank=0,
         ranks=1,
         address="127.0.0.1",
-        port=port,
-        threads=THREADS,
+        port=free_port(),
+        threads=threads,
         model_path=folder,
         reference_path=folder,
         total_updates=1,
     )
-    return LearnerRank(Config.model_validate(sections), options)
+    return LearnerRank(config, options)
 
 
 def learner_pass(rank: LearnerRank, completions: Sequence[Completion]) -> Callable[[], object]:

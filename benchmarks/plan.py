@@ -102,16 +102,21 @@ def watch(run: subprocess.Popen[Any], deadline_seconds: float) -> dict[str, floa
     while run.poll() is None:
         if time.monotonic() > deadline:
             raise RuntimeError(f"the run has not ended after {deadline_seconds:.0f} s")
-        for process in psutil.Process(run.pid).children(recursive=True):
-            try:
-                title = process.cmdline()[:1]
-                who = next((who for who, actor in ACTORS.items() if title and title[0].startswith(actor)), None)
-                if who is not None:
-                    peaks[who] = max(peaks.get(who, 0.0), peak_bytes(process.pid))
-            except (psutil.Error, OSError):
-                continue  # ended meanwhile
+        note_peaks(run.pid, peaks)
         time.sleep(POLL_SECONDS)
     return peaks
+
+
+def note_peaks(pid: int, peaks: dict[str, float]) -> None:
+    """Raise `peaks` to the VmHWM, in bytes, of each kind of actor below a process."""
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            title = process.cmdline()[:1]
+            who = next((who for who, actor in ACTORS.items() if title and title[0].startswith(actor)), None)
+            if who is not None:
+                peaks[who] = max(peaks.get(who, 0.0), peak_bytes(process.pid))
+        except (psutil.Error, OSError):
+            continue  # ended meanwhile
 
 
 def peak_bytes(pid: int) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.harness import RESULTS, ROOT, record
 
 HOUR = 3600.0
+RUN_LOCAL = (str(ROOT / "run_local.py"),)
 SEEDS = (42, 7, 11)
 PHASES = ("sample", "verify", "update", "sync", "step")
 MEANS = (
@@ -28,15 +29,16 @@ MEANS = (
 
 
 @contextmanager
-def finished_run(*settings: str, deadline_seconds: float = HOUR) -> Iterator[Path]:
+def finished_run(*settings: str, deadline_seconds: float = HOUR, program: Sequence[str] = RUN_LOCAL) -> Iterator[Path]:
     """Run a recipe in a folder that is deleted afterwards, and yield it. RuntimeError with its last output if it fails.
 
-    settings: `section.key=value`; the first may be the recipe's name, else it is the quickstart.
+    settings: `section.key=value`; the first may be the recipe's name, else it is the quickstart. program: what Python
+    runs with run_local's command line.
     """
     if "=" in settings[0]:
         settings = ("quickstart", *settings)
     with tempfile.TemporaryDirectory(prefix="pocketgrpo-run-") as folder:
-        command = [sys.executable, str(ROOT / "run_local.py"), "--config", *settings]
+        command = [sys.executable, *program, "--config", *settings]
         place = [f"training.runs_dir={folder}", "training.name=run", "telemetry.live=off", "checkpoint.every=0"]
         done = subprocess.run([*command, *place], cwd=ROOT, capture_output=True, text=True, timeout=deadline_seconds)
         if done.returncode != 0:
@@ -44,15 +46,15 @@ def finished_run(*settings: str, deadline_seconds: float = HOUR) -> Iterator[Pat
         yield Path(folder) / "run"
 
 
-def measure(*settings: str, deadline_seconds: float = HOUR) -> dict[str, Any]:
+def measure(*settings: str, deadline_seconds: float = HOUR, program: Sequence[str] = RUN_LOCAL) -> dict[str, Any]:
     """The figures of a `finished_run`."""
-    with finished_run(*settings, deadline_seconds=deadline_seconds) as run:
+    with finished_run(*settings, deadline_seconds=deadline_seconds, program=program) as run:
         return figures(run)
 
 
 def figures(run: Path) -> dict[str, Any]:
     """What a finished run's metrics say: accuracies with their intervals, seconds by phase, means over its updates."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = metric_lines(run)
     evaluations = [line for line in lines if "eval/accuracy" in line]
     steps = [line for line in lines if "time/step" in line]
     updates = [line for line in steps if "policy/loss" in line]
@@ -73,6 +75,11 @@ def figures(run: Path) -> dict[str, Any]:
     found["updates"] = sum(line["policy/updates"] for line in steps)
     found["tokens_trained"] = sum(line["tokens/trained"] * line["policy/updates"] for line in updates)
     return found
+
+
+def metric_lines(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 def recorded(name: str) -> list[dict[str, Any]]:

@@ -45,14 +45,18 @@ def model_folder(name: str, scratch: Path) -> Path:
     return scratch
 
 
-def start(model: Path) -> Actors:
-    """One rollout worker and one learner rank, connected."""
+def small_config(model: Path) -> Config:
+    """One rollout worker and one learner rank around this model, with short completions."""
     sections = {
         "model": {"name": str(model), "gradient_checkpointing": False},
         "rollout": {"kv_cache_mb": 64, "max_completion_tokens": 32},
         "learner": {"threads": 1},
     }
-    config = Config.model_validate(sections)
+    return Config.model_validate(sections)
+
+
+def start(config: Config, model: Path) -> Actors:
+    """The actors of a config, connected."""
     actors = start_actors(config, place(config, nodes_for_actors()), model, model, 0, model, Restarts(print), print)
     connect_weights(config, actors)
     return actors
@@ -70,7 +74,7 @@ def sync(name: str, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="pocketgrpo-sync-") as scratch:
         folder = model_folder(name, Path(scratch))
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-        actors = start(folder)
+        actors = start(small_config(folder), folder)
         try:
             actors.learner.sync_weights()
             whole, copy, parts = [], [], []
