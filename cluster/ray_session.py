@@ -71,7 +71,7 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
-    "RAY_task_events_max_num_task_in_gcs": "10000",  # the history that the dashboard shows; Ray's default is 250 MB
+    "RAY_task_events_max_num_task_in_gcs": "10000",  # the history that the dashboard shows
     "RAY_kill_worker_timeout_milliseconds": "500",  # of a process that is to be killed and does not answer
 }
 

@@ -226,7 +226,7 @@ def test_several_mistakes_are_told_together(tmp_path: Path) -> None:
         ("learner.betas=[0.9, 1.0]", "expected a list of 2 items"),
         ("learner.betas=[0.9]", "expected a list of 2 items"),
         ("learner.completions_per_update=0", "expected an integer at least 1, or auto"),
-        ("cluster.dashboard_port=70000", "expected an integer at least 1 and at most 65535, or auto"),
+        ("cluster.dashboard_port=70000", "expected an integer at least 1 and at most 65535, or one of auto, off"),
         ("rewards.weights.format=much", "expected a number"),
         ("rewards.weights=3", "expected a mapping from names to numbers"),
         ("training.name=../elsewhere", "at most 200 characters and matching"),
