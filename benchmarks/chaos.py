@@ -170,7 +170,7 @@ class Run:
 
 
 def phase_of(learner: psutil.Process) -> str:
-    """The phase of a step, by what the learner is doing: most of a push is soon over, so only one file is read."""
+    """The phase of a step, by what the learner is doing. Only one file is read, as a push is soon over."""
     task = doing(learner.pid)
     known = [phase for phase, part in PHASES.items() if part and part in task]
     return known[0] if known else "sample"

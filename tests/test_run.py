@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM
 
 import cluster.start
 from actors.engine import Engine, EngineOptions, Sampling
+from cluster.run_folder import RunFolder
 from cluster.train import main
 from cluster.weight_sender_cpu import SharedMemorySender
 from cluster.weight_transport import SHARED_MEMORY, WORKER_EXTENSION
+from configs.errors import RunError
 from configs.loading import load_config
 from data.rollouts import read_groups
 from tests.small_run import ROOT, arguments, metrics, start, status
@@ -161,3 +163,12 @@ def _wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"{path} did not appear"
         time.sleep(0.02)
+
+
+def test_a_failure_is_written_beside_what_was_known_before(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", "")
+    folder.write_status("running", step=3, restarts=1)
+    folder.write_failure(RunError("it broke"), "python run_local.py --resume it")
+    found = status(folder.path)
+    assert (found["state"], found["step"], found["restarts"]) == ("failed", 3, 1)
+    assert (found["error"], found["resume"]) == ("RunError: it broke", "python run_local.py --resume it")
