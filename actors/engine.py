@@ -30,7 +30,11 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-CPU_ENVIRONMENT = ENVIRONMENT | {
+# oneDNN keeps what it builds for a number of rows. By default that is 1,024 of them, so memory grows for hours.
+ONEDNN_ENVIRONMENT = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
+CPU_ENVIRONMENT = {
+    **ENVIRONMENT,
+    **ONEDNN_ENVIRONMENT,
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles a log-prob helper even when eager; that needs a C++ compiler

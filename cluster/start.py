@@ -11,7 +11,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.crew import OPTION, Crew
-from actors.engine import BLOCK_SIZE, Device, EngineOptions, environment
+from actors.engine import BLOCK_SIZE, ONEDNN_ENVIRONMENT, Device, EngineOptions, environment
 from actors.restarts import Restarts
 from actors.rollout_pool import RolloutPool
 from actors.rollout_worker import RolloutWorker
@@ -165,10 +165,10 @@ def _ranks(
     if not placement.ranks:
         return []
     address, port = reservation.address(placement.ranks[0])
-    threads = {"OMP_NUM_THREADS": str(placement.learner_threads)}
+    env_vars = {"OMP_NUM_THREADS": str(placement.learner_threads), **ONEDNN_ENVIRONMENT}
     actor = watched(LearnerRank)
     return [
-        actor.options(runtime_env={"env_vars": threads}, **reservation.options(seat)).remote(
+        actor.options(runtime_env={"env_vars": env_vars}, **reservation.options(seat)).remote(
             config,
             RankOptions(
                 rank=rank,
