@@ -38,6 +38,7 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
         super().__init__(*arguments)
         self.watch = Stopwatch()
         self._own_names = {name for name, _ in self.model.named_parameters()}
+        self._layers = [layer for layer in self.model.modules() if layer._parameters]
         self._load_weights = self.model.load_weights
         self._expected: set[str] = set()
         self._received: set[str] = set()
@@ -167,7 +168,7 @@ class SharedMemoryEngine(WholeUpdates):
 
     def _copy_what_is_kept(self, addresses: set[int]) -> None:
         """vLLM keeps the tensors of a layer until it has all of them, and by then the bucket holds others."""
-        for layer in self.model.modules():
+        for layer in self._layers:
             for _, arguments in get_layerwise_info(layer).loaded_weights:
                 for name, value in arguments.arguments.items():
                     if isinstance(value, torch.Tensor) and value.data_ptr() in addresses:

@@ -35,12 +35,13 @@ def tensor_bytes(shapes: Shapes, name: str) -> int:
 
 
 def plan_buckets(shapes: Shapes, bucket_bytes: int) -> list[list[str]]:
-    """Names in order, cut into buckets of at most `bucket_bytes`; a larger tensor gets one of its own."""
+    """Names in order, cut into buckets of at most `bucket_bytes`, or what the largest tensor takes if that is more."""
+    room = max(bucket_bytes, *(tensor_bytes(shapes, name) for name in shapes))
     buckets: list[list[str]] = []
-    used = bucket_bytes + 1
+    used = room + 1
     for name in shapes:
         size = tensor_bytes(shapes, name)
-        if used + size > bucket_bytes:
+        if used + size > room:
             buckets.append([])
             used = 0
         buckets[-1].append(name)

@@ -56,17 +56,14 @@ class SharedMemorySender(WeightSender):
             for _ in self._gathered():
                 pass
             return
-        self._updates.start_weight_update()
         with ThreadPoolExecutor(1) as caller:
-            loading: Future[None] | None = None
+            under_way: Future[None] = caller.submit(self._updates.start_weight_update)
             for number, tensors in enumerate(self._gathered()):
                 with self._watch.part("copy"):
                     entries = self._fill(tensors, number % HALVES * self._half)
-                if loading:
-                    loading.result()
-                loading = caller.submit(self._updates.update_weights, {"entries": entries})
-            if loading:
-                loading.result()
+                under_way.result()
+                under_way = caller.submit(self._updates.update_weights, {"entries": entries})
+            under_way.result()
         self._updates.finish_weight_update()
 
     def _fill(self, tensors: NamedTensors, offset: int) -> list[Entry]:

@@ -273,6 +273,8 @@ def test_buckets_hold_every_parameter_once_in_order_and_respect_their_size(numel
     parameters: Shapes = {f"p{i}": ((numel,), torch.float32) for i, numel in enumerate(numels)}
     buckets = plan_buckets(parameters, limit)
     assert [name for bucket in buckets for name in bucket] == list(parameters)
-    for bucket in buckets:
-        size = sum(aligned_bytes(parameters[name][0][0], torch.float32) for name in bucket)
-        assert size <= limit or len(bucket) == 1
+    bytes_of = {name: aligned_bytes(shape[0], torch.float32) for name, (shape, _) in parameters.items()}
+    room = max(limit, *bytes_of.values())
+    sizes = [sum(bytes_of[name] for name in bucket) for bucket in buckets]
+    assert max(sizes) <= room
+    assert all(size + bytes_of[after[0]] > room for size, after in zip(sizes, buckets[1:], strict=False))
