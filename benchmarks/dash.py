@@ -18,14 +18,22 @@ from benchmarks.recipe_run import measure, percent, recorded
 NAME = "dash"
 KL = "learner.kl_coefficient=0.04"
 FILTER = "learner.filter_threshold=0.01"
-# 16 completions are two prompts: a batch of 64 prompts is 32 such steps.
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "GRPO, a step per 16 completions": (KL, "rollout.prompts_per_batch=2", "training.steps=576"),
-    "GRPO, same batch, sampled 16 at a time": (KL, "rollout.max_running=16"),
-    "GRPO, same batch, sampled in one go": (KL,),
-    "DASH": (KL, FILTER),
-    "DASH without KL": (FILTER,),
-}
+
+
+def variants(steps: int = 18, prompts: int = 64, completions: int = 8, small: int = 16) -> dict[str, tuple[str, ...]]:
+    """Settings of the runs that are compared: `steps` steps of so many prompts with so many completions each, and the
+    baseline that steps after every `small` completions."""
+    parts = prompts * completions // small
+    often = (f"rollout.prompts_per_batch={small // completions}", f"training.steps={parts * steps}")
+    return {
+        f"GRPO, a step per {small} completions": (KL, *often),
+        f"GRPO, same batch, sampled {small} at a time": (KL, f"rollout.max_running={small}"),
+        "GRPO, same batch, sampled in one go": (KL,),
+        "DASH": (KL, FILTER),
+        "DASH without KL": (FILTER,),
+    }
+
+
 ABLATIONS: dict[str, tuple[str, ...]] = {
     "PPO Multi (the batch 3 times)": (KL, FILTER, "learner.epochs_per_batch=3"),
     "PPO Mini (32 updates of 16)": (KL, FILTER, "learner.completions_per_update=16"),
@@ -39,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if not given.table:
         found = {}
-        for name, settings in {**VARIANTS, **ABLATIONS}.items():
+        for name, settings in {**variants(), **ABLATIONS}.items():
             found[name] = measure(*settings, "evaluation.every=0", f"training.seed={given.seed}")
             print(name, percent(found[name]["after"]), f"{found[name]['step_seconds']:.0f} s", flush=True)
         record(NAME, {"seed": given.seed, "variants": found})

@@ -1,4 +1,4 @@
-"""What can only be measured on a GPU: `python -m benchmarks.gpu --stage smoke` (or train, speed, faults).
+"""What can only be measured on a GPU: `python -m benchmarks.gpu --stage smoke` (or train, speed, regimes, faults).
 
 For a machine with one GPU and no network; models have random weights at real shapes. Each stage is cut into parts, each
 in a process of its own with a deadline, so that one that fails costs no other. A stage prints its table last, and
@@ -27,7 +27,7 @@ from benchmarks.harness import ROOT, hardware, record
 from cluster.gpu import has_gpu
 from configs.errors import FAILURE, USAGE
 
-SECONDS = {"smoke": 120.0, "train": 270.0, "speed": 530.0, "faults": 280.0}  # 20 minutes in all
+SECONDS = {"smoke": 120.0, "train": 270.0, "speed": 530.0, "regimes": 300.0, "faults": 280.0}  # 25 minutes in all
 GPU_RUNS = ROOT / "runs" / "gpu"
 LAST_WORDS = 300  # characters of the log's last line, where a part failed
 NO_GPU = "There is no NVIDIA GPU on this machine; --device cpu --tiny runs the same code at toy sizes on its CPU."
@@ -79,9 +79,9 @@ def _parser() -> argparse.ArgumentParser:
 def parts_of(stage: str, setting: Setting) -> list[Part]:
     """The parts of a stage, in the order of their worth."""
     # Imported here, so that --help and a machine without a GPU answer at once.
-    from benchmarks.gpu_stages import faults, smoke, speed, train
+    from benchmarks.gpu_stages import faults, regimes, smoke, speed, train
 
-    stages = {"smoke": smoke, "train": train, "speed": speed, "faults": faults}
+    stages = {"smoke": smoke, "train": train, "speed": speed, "regimes": regimes, "faults": faults}
     return stages[stage].parts(setting)
 
 

@@ -12,15 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, Qwen2ForCausalLM
 
 from benchmarks import gpu
+from benchmarks.gpu_stages import smoke
 from benchmarks.gpu_stages.models import LOGIT_SPREAD, SHAPES, model_config, random_model
 from benchmarks.gpu_stages.part import Row, Setting, table
+from benchmarks.gpu_stages.rig import Rig
+from benchmarks.gpu_stages.side_by_side import on_one_gpu
 from benchmarks.gpu_stages.speed import random_completions, update_flops
 from cluster.hardware import parse_hardware
 from cluster.model_shape import model_shape
+from cluster.placement import arrange
 from cluster.plan import Plan
 from configs.loading import load_config
 from data.tokenizer import build_tokenizer
 from tests.small_run import ROOT
+from tests.test_placement import seats_fit
 
 ON_A_CPU = ("--device", "cpu", "--tiny")
 
@@ -113,6 +118,14 @@ def test_random_completions_are_as_long_as_asked() -> None:
     assert 65536 <= sum(c.length for c in completions) < 65536 + 4096
 
 
+def test_both_sides_sit_on_one_gpu() -> None:
+    config = load_config(None, ["cluster.placement=disaggregated", "rewards.verifiers=2"])
+    shared = on_one_gpu(arrange(config, gpus=0, cores=8))
+    seats_fit(shared)
+    assert sum(bundle.get("GPU", 0) for bundle in shared.bundles) == 1
+    assert [seat.gpus for seat in (*shared.ranks, *shared.rollouts, *shared.verifiers)] == [0.5, 0.5, 0, 0]
+
+
 @pytest.mark.parametrize("recipe", ["open_rs1", "open_rs2", "open_rs3"])
 def test_the_projections_in_the_docs_are_the_plans(recipe: str) -> None:
     config = load_config(recipe)
@@ -134,7 +147,7 @@ def test_without_a_gpu_it_refuses_in_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
-def test_the_stages_together_take_25_minutes_at_most_and_name_their_parts_once() -> None:
+def test_the_stages_together_take_25_minutes_and_name_their_parts_once() -> None:
     assert sum(gpu.SECONDS.values()) <= 25 * 60
     for tiny in (False, True):
         for stage in gpu.SECONDS:
@@ -145,6 +158,42 @@ def test_the_stages_together_take_25_minutes_at_most_and_name_their_parts_once()
 def test_a_part_that_is_none_is_refused(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("speed", tmp_path, models, "--only", "learner") == 2
     assert "learner is none of speed's parts: learner-tiny, worker-tiny" in capsys.readouterr().err
+
+
+def test_what_takes_too_long_is_ended_and_said_and_the_rest_is_not_begun(tmp_path: Path, models: Path) -> None:
+    assert run("smoke", tmp_path, models, "--seconds", "0.5") == 1
+    rows = recorded(tmp_path)
+    assert str(rows["smoke environment"].value).startswith("failed: not done after 0 s; see ")
+    assert rows["smoke bfloat16"].value == "not run: the stage's time was over"
+
+
+def test_a_part_that_fails_costs_no_other(tmp_path: Path) -> None:
+    """The folder for models cannot be made, so the learner has none; the environment needs none."""
+    (tmp_path / "models").write_text("a file")
+    assert run("smoke", tmp_path, tmp_path / "models", "--only", "environment", "float32") == 1
+    rows = recorded(tmp_path)
+    assert "NotADirectoryError" in str(rows["smoke float32"].value)
+    assert str(rows["vllm"].value).startswith("0.")
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_sampler_and_learner_agree_in_float32(models: Path) -> None:
+    rows = smoke.agreement(Setting("cpu", True, models), "float32")
+    assert [row.judgement for row in rows] == ["met"] * 4, table(rows)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_weights_that_do_not_arrive_miss_the_goal(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Rig, "push", lambda self: {})
+    rows = smoke.agreement(Setting("cpu", True, models), "float32")
+    assert [row.judgement for row in rows] == ["met", "missed", "missed", "met"], table(rows)
+
+
+def test_the_learner_is_timed_and_no_mfu_is_made_up_on_a_cpu(tmp_path: Path, models: Path) -> None:
+    assert run("speed", tmp_path, models, "--only", "learner-tiny") == 0
+    rows = recorded(tmp_path)
+    assert float(rows["learner tiny"].value) > 0
+    assert rows["learner tiny: MFU"].value == "says nothing on a CPU"
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""How fast, at several sizes: the learner's FLOP/s, the weight sync, sampling beside vLLM alone."""
+"""How fast, at several sizes: whole steps, the learner's FLOP/s, the weight sync, sampling beside vLLM alone."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.gpu_stages.memory import plan_here
+from benchmarks.gpu_stages.memory import PeakMemory, beside_plan, plan_here
 from benchmarks.gpu_stages.models import SHAPES, random_model
 from benchmarks.gpu_stages.part import Part, Row, Setting
 from benchmarks.gpu_stages.raw_vllm import raw_rates
+from benchmarks.gpu_stages.recipe import settings
 from benchmarks.gpu_stages.rig import Rig, random_prompts, rig
 from benchmarks.harness import measure
 from benchmarks.learner_speed import lone_rank
+from benchmarks.recipe_run import figures, finished_run, metric_lines
 from cluster.hardware import hardware_here
 from cluster.memory import WEIGHT_BYTES, kv_bytes_per_token
 from cluster.model_shape import Shape
@@ -28,12 +30,15 @@ from learner.batching import Sequence as Completion
 ORDER = (
     ("learner", "1.5B"),
     ("worker", "1.5B"),
+    ("run", "0.5B"),
     ("learner", "3B"),
     ("learner", "0.5B"),
     ("worker", "0.5B"),
     ("sync", "3B"),
     ("sync", "0.1B"),
+    ("run", "1.5B"),
 )
+WARN = "training.guards.logprob_diff=warn"  # random weights may round more than learned ones
 PART_SECONDS = 200.0
 REPEATS = 3
 NO_PEAK = "says nothing on a CPU"
@@ -41,7 +46,7 @@ NO_PEAK = "says nothing on a CPU"
 
 def parts(setting: Setting) -> list[Part]:
     """What has goals first."""
-    kinds = {"learner": learner, "worker": worker, "sync": sync}
+    kinds = {"learner": learner, "worker": worker, "run": whole_run, "sync": sync}
     order = [(kind, "tiny") for kind in kinds] if setting.tiny else ORDER
     return [Part(f"{kind}-{shape}", partial(kinds[kind], shape=shape), PART_SECONDS) for kind, shape in order]
 
@@ -191,3 +196,18 @@ def bytes_read(config: Config, shape: Shape, running: int, prompt: int, length: 
     weights = WEIGHT_BYTES[config.model.dtype] * shape.multiplied_parameters
     context = length * prompt + length * (length - 1) / 2
     return length * weights + running * context * kv_bytes_per_token(config, shape)
+
+
+# -- a whole step ---------------------------------------------------------------------------------
+
+
+def whole_run(setting: Setting, shape: str) -> list[Row]:
+    """Seconds by phase and peak memory of the recipe with completions as long as it allows."""
+    options = settings(setting, random_model(setting, shape), f"training.steps={setting.size(3, 2)}")
+    options = (*options, WARN, *setting.size(("data.held_out_problems=16",), ()))
+    with PeakMemory(setting.device) as peak, finished_run(*options, deadline_seconds=PART_SECONDS - 10) as run:
+        seconds = figures(run)["median_seconds"]
+        rates = [line["tokens/per_second"] for line in metric_lines(run) if "time/step" in line]
+    rows = [Row(f"run {shape}: {phase}", value, "s") for phase, value in seconds.items()]
+    rows.append(Row(f"run {shape}: sampled, over whole steps", statistics.median(rates), "tokens/s"))
+    return [*rows, *beside_plan(setting, load_config(options[0], options[1:]), peak, f"run {shape}")]
