@@ -31,8 +31,8 @@ def dash(setting: Setting) -> list[Row]:
         chosen = settings(setting, taught_model(setting), *batch, *options)
         found = measure(*chosen, deadline_seconds=RUN_SECONDS)
         first = first or found["step_seconds"]
-        filtered = f"s, {100 * found.get('policy/filtered', 0.0):.0f} % filtered"
-        rows.append(Row(name, found["step_seconds"], filtered))
+        filtered = found["policy/filtered"] if found["updates"] else 1.0  # a mean over updates; without any, all were
+        rows.append(Row(name, found["step_seconds"], f"s, {100 * filtered:.0f} % filtered"))
         rows.append(Row(f"{name}: ratio", found["step_seconds"] / first))
     return rows
 
