@@ -228,7 +228,10 @@ def _device_arguments(options: EngineOptions) -> dict[str, Any]:
     if options.device == "cpu":
         return {"enforce_eager": True}
     # Asynchronous scheduling has a step in flight between two calls of `step`, sampled with the old weights.
-    return {"enforce_eager": False, "enable_sleep_mode": options.sleeps, "async_scheduling": False}
+    # The cache's size is given, so the share of the GPU is only what must be free at the start: next to nothing, as a
+    # learner may be on it. What does not fit, `pocketgrpo plan` says.
+    own = {"enable_sleep_mode": options.sleeps, "gpu_memory_utilization": 0.01}
+    return {"enforce_eager": False, "async_scheduling": False, **own}
 
 
 def _message_queues(executor: Any) -> list[Any]:

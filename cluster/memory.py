@@ -17,10 +17,11 @@ WEIGHT_BYTES = {"float32": 4, "bfloat16": 2}
 REDUCE_BUCKET = 5e8  # elements of DeepSpeed's gradient bucket, which a GPU allocates whole
 LIVE_PARAMETERS = 1e9  # elements that ZeRO-3 leaves gathered
 SUB_GROUP = 1e9  # elements that ZeRO-3 steps at a time
-OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_cpu": 8.0, "adamw_8bit": 2 * (1 + 4 / 256)}  # two moments; 8-bit has scales
+EIGHT_BIT = 2 * (1 + 4 / 256)  # two moments and their scales
+OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_cpu": 8.0, "adamw_8bit": EIGHT_BIT, "paged_adamw_8bit": EIGHT_BIT}
 # What a step needs beside states and gradient, per element: torch's AdamW a root or, on a CPU, two; bitsandbytes
 # steps in place on a GPU and in whole fp32 copies on a CPU.
-STEP_BYTES = {("adamw", False): 4, ("adamw", True): 8, ("adamw_8bit", False): 0, ("adamw_8bit", True): 20}
+STEP_BYTES = {"adamw": {"cuda": 4, "cpu": 8}, "8-bit": {"cuda": 0, "cpu": 20}}
 FRAGMENTS = 1.15  # of the C library's heap, beside the activations in it
 BATCHED_TOKENS = 8192  # of vLLM's prefill, at least
 BLOCK = 32  # tokens of a block of the KV cache
@@ -116,7 +117,7 @@ def _step(config: Config, shape: Shape, trained: int, shard: float, device: Devi
     width, stage, optimizer = WEIGHT_BYTES[config.model.dtype], config.learner.zero_stage, config.learner.optimizer
     if optimizer == "adamw_cpu":
         return {"step": 0.0}
-    rooms = STEP_BYTES[optimizer, device.is_cpu]
+    rooms = STEP_BYTES["8-bit" if config.learner.eight_bit else "adamw"]["cpu" if device.is_cpu else "cuda"]
     if stage == 0:
         largest = max(shape.embedding_parameters, shape.width * shape.mlp_width)
         return {"gradients": float((width + (4 if width == 2 else 0)) * trained), "step": float(rooms * largest)}

@@ -133,10 +133,11 @@ def _check_gpus(config: Config, gpus: int) -> None:
                 f"rollout.tensor_parallel={parallel} gives a rollout worker whole GPUs, and colocated it shares one "
                 "with a learner rank. Set rollout.tensor_parallel=1, or cluster.placement=disaggregated."
             )
-        if config.learner.zero_stage == 3 and config.learner.optimizer == "adamw_8bit":
+        if config.learner.zero_stage == 3 and config.learner.eight_bit:
             raise UsageError(
-                "learner.zero_stage=3 with learner.optimizer=adamw_8bit cannot leave a GPU while the rollout worker on "
-                "it samples. Set learner.zero_stage=2, learner.optimizer=adamw_cpu, or cluster.placement=disaggregated."
+                f"learner.zero_stage=3 with learner.optimizer={config.learner.optimizer} cannot leave a GPU while the "
+                "rollout worker on it samples. Set learner.zero_stage=2, learner.optimizer=adamw_cpu, "
+                "or cluster.placement=disaggregated."
             )
         return
     if ranks + sampling <= gpus:

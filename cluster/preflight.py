@@ -223,7 +223,7 @@ def checkpoint_bytes(config: Config, parameters: int) -> int:
     model = parameters * BYTES[config.model.dtype]
     if config.model.lora_rank:
         return int(1.05 * model)  # adapters and their state are small
-    return model + parameters * (4 + (2 if config.learner.optimizer == "adamw_8bit" else 8))
+    return model + parameters * (4 + (2 if config.learner.eight_bit else 8))
 
 
 def parameters_of(model_path: Path) -> int:

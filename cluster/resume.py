@@ -47,7 +47,7 @@ def cut_otherwise(config: Config, state: LoopState) -> str | None:
     ranks, stage = config.cluster.learner_ranks, config.learner.zero_stage
     if (ranks, stage) == (state.learner_ranks, state.zero_stage):
         return None
-    anew = ", but 8-bit moments, which are quantised anew" if config.learner.optimizer == "adamw_8bit" else ""
+    anew = ", but 8-bit moments, which are quantised anew" if config.learner.eight_bit else ""
     return (
         f"resharding from learner_ranks={state.learner_ranks}, zero_stage={state.zero_stage} to learner_ranks={ranks}, "
         f"zero_stage={stage}: weights and optimizer states stay exactly what they were{anew}; from now on gradients "

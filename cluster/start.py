@@ -119,11 +119,12 @@ def weight_sender(config: Config, rollouts: RolloutPool, device: Device = "cpu")
     """The learner's end of the transport that `engine_options` gives the workers."""
     transport = transport_of(device, config.cluster.resolved_placement)
     bucket_bytes, call = config.cluster.sync_bucket_mb * MIB, rollouts.calls().weight_transfer
+    workers = len(rollouts.workers)
     if transport == SHARED_MEMORY:
-        return SharedMemorySender(call, bucket_bytes)
+        return SharedMemorySender(call, bucket_bytes, workers * config.rollout.tensor_parallel)
     if transport == CUDA_IPC:
         return CudaIpcSender(call, bucket_bytes)
-    return NcclSender(call, bucket_bytes, len(rollouts.workers), config.rollout.tensor_parallel)
+    return NcclSender(call, bucket_bytes, workers, config.rollout.tensor_parallel)
 
 
 def engine_options(config: Config, model_path: Path, device: Device = "cpu") -> EngineOptions:

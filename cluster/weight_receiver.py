@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,10 +128,11 @@ class UpdateSeconds:
 
 @dataclass
 class SharedMemoryInit(WeightTransferInitInfo):
-    """path and size (bytes) of the bucket."""
+    """path and size (bytes) of the bucket; threads to load it with."""
 
     path: str
     size: int
+    threads: int
 
 
 @dataclass
@@ -146,6 +148,7 @@ class SharedMemoryEngine(WholeUpdates):
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
     _memory: mmap.mmap | None = None
+    _threads = 1
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         descriptor = os.open(init_info.path, os.O_RDWR)
@@ -153,6 +156,15 @@ class SharedMemoryEngine(WholeUpdates):
             self._memory = mmap.mmap(descriptor, init_info.size)
         finally:
             os.close(descriptor)
+        self._threads = init_info.threads
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        with threads(self._threads):
+            super().update_weights(update_info)
+
+    def finish_weight_update(self) -> None:
+        with threads(self._threads):
+            super().finish_weight_update()
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
         if self._memory is None:
@@ -181,6 +193,17 @@ class SharedMemoryEngine(WholeUpdates):
 
     def shutdown(self) -> None:
         self._memory = None
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute with so many; sampling takes one. vLLM makes `torch.set_num_threads` do nothing in its workers."""
+    before = torch.get_num_threads()
+    torch._C.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch._C.set_num_threads(before)
 
 
 def _register(name: str, module: str, engine: str) -> None:

@@ -25,10 +25,14 @@ Entry = tuple[str, str, tuple[int, ...], int]
 
 
 class SharedMemorySender(WeightSender):
-    """Copies each bucket into the shared memory and has the workers load it from there."""
+    """Copies each bucket into the shared memory and has the workers load it from there.
 
-    def __init__(self, call: Call, bucket_bytes: int) -> None:
+    processes: how many load at the same time. Beside its own core each has its share of the learner's, which waits.
+    """
+
+    def __init__(self, call: Call, bucket_bytes: int, processes: int = 1) -> None:
         super().__init__(call, bucket_bytes // HALVES)
+        self._processes = processes
 
     def _open(self) -> None:
         if not self._leads:
@@ -40,7 +44,8 @@ class SharedMemorySender(WeightSender):
         try:
             os.posix_fallocate(descriptor, 0, size)
             self._memory = mmap.mmap(descriptor, size)
-            self._updates.init_weight_transfer_engine({"path": path, "size": size})
+            threads = 1 + torch.get_num_threads() // self._processes
+            self._updates.init_weight_transfer_engine({"path": path, "size": size, "threads": threads})
         except OSError as error:
             raise RunError(
                 f"The weight sync needs {size / 2**20:.0f} MiB of shared memory in {SHARED_MEMORY} and got "

@@ -357,9 +357,10 @@ class Learner(Section):
     min_learning_rate_ratio: float = Field(
         0.0, ge=0, le=1, description="Floor of a linear or cosine schedule, as a share of the peak."
     )
-    optimizer: Literal["adamw", "adamw_8bit", "adamw_cpu"] = Field(
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adamw_cpu"] = Field(
         "adamw_8bit",
-        description="AdamW; bitsandbytes' 8-bit AdamW; or AdamW with its states and step in the CPU's memory.",
+        description="AdamW; bitsandbytes' 8-bit AdamW, or its paged form, whose moments the driver moves to the "
+        "CPU's memory when a GPU runs short; or AdamW with its states and step in the CPU's memory.",
     )
     betas: tuple[Beta, Beta] = Field((0.9, 0.99), strict=False, description="AdamW's betas.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Weight decay; never on norms and biases.")
@@ -477,6 +478,11 @@ class Learner(Section):
     def supervised(self) -> bool:
         """Whether demonstrations are learnt from: nothing is then sampled in training, only in evaluation."""
         return self.objective == "sft"
+
+    @property
+    def eight_bit(self) -> bool:
+        """Whether AdamW's moments are kept in 8 bits."""
+        return self.optimizer in ("adamw_8bit", "paged_adamw_8bit")
 
     @property
     def needs_reference(self) -> bool:

@@ -26,10 +26,10 @@ def build_optimizer(module: torch.nn.Module, learner: Learner) -> torch.optim.Op
     ]
     groups = [group for group in groups if group["params"]]
     options: dict[str, Any] = {"lr": 0.0, "betas": learner.betas}
-    if learner.optimizer == "adamw_8bit":
-        from bitsandbytes.optim import AdamW8bit
+    if learner.eight_bit:
+        from bitsandbytes.optim import AdamW8bit, PagedAdamW8bit
 
-        return AdamW8bit(groups, **options)
+        return (PagedAdamW8bit if learner.optimizer == "paged_adamw_8bit" else AdamW8bit)(groups, **options)
     return torch.optim.AdamW(groups, **options)
 
 

@@ -222,7 +222,7 @@ def test_several_mistakes_are_told_together(tmp_path: Path) -> None:
         ("learner.learning_rate=.nan", "expected a number above 0"),
         ("learner.max_grad_norm=.inf", "expected a number above 0"),
         ("model.gradient_checkpointing=1", "expected true or false"),
-        ("learner.optimizer=sgd", "expected one of adamw, adamw_8bit, adamw_cpu"),
+        ("learner.optimizer=sgd", "expected one of adamw, adamw_8bit, paged_adamw_8bit, adamw_cpu"),
         ("learner.betas=[0.9, 1.0]", "expected a list of 2 items"),
         ("learner.betas=[0.9]", "expected a list of 2 items"),
         ("learner.completions_per_update=0", "expected an integer at least 1, or auto"),

@@ -111,7 +111,10 @@ EMPTIED = [
     Case(zero=3, ranks=2, budget=TINY, dtype="bfloat16", use="empty", learner=WARMED),
 ]
 STEP_ON_NOTHING = Case(use="empty", mutant="a step on nothing", learner=WARMED)
-EIGHT_BIT = [Case(zero=zero, optimizer="adamw_8bit", use="eight_bit") for zero in (0, 2, 3)]
+EIGHT_BIT = [
+    *(Case(zero=zero, optimizer="adamw_8bit", use="eight_bit") for zero in (0, 2, 3)),
+    Case(zero=0, optimizer="paged_adamw_8bit", use="eight_bit"),
+]
 BF16 = [  # at a rate that moves a norm's weight of 1 by more than a bfloat16
     Case(zero, ranks=ranks, dtype="bfloat16", optimizer=o, use="train", learner=(("learning_rate", 5e-3),))
     for zero, ranks, o in [*product(range(4), (1,), ("adamw", "adamw_8bit")), (1, 2, "adamw_8bit"), (3, 2, "adamw")]
