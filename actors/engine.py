@@ -36,7 +36,7 @@ CPU_ENVIRONMENT = {
     **ENVIRONMENT,
     **ONEDNN_ENVIRONMENT,
     "OMP_NUM_THREADS": "1",
-    "OMP_WAIT_POLICY": "passive",  # threads that load weights wait asleep: spinning beside others took four times as long
+    "OMP_WAIT_POLICY": "passive",  # loading threads wait asleep: spinning beside others took four times as long
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles a log-prob helper even when eager; that needs a C++ compiler
     # Memory once used stays for the next weight update, which otherwise spends a third of its time on getting pages.
