@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -33,7 +33,7 @@ from data.errors import DatasetError
 from data.prompts import check_template, make_template
 from data.tokenizer import build_tokenizer
 from learner.model_cache import ModelError
-from learner.model_folder import read_headers
+from learner.model_folder import Header, read_headers
 from learner.pretrained import SMOLLM2_WHEEL, find_here
 from learner.warm_start import llama_config
 from rewards import check_weights
@@ -226,7 +226,22 @@ def checkpoint_bytes(config: Config, parameters: int) -> int:
     return model + parameters * (4 + (2 if config.learner.eight_bit else 8))
 
 
+def check_shared_memory(config: Config, model_path: Path) -> None:
+    """Without a GPU weights travel through shared memory on this machine: there must be enough for what that takes."""
+    import torch
+
+    from cluster.weight_sender_cpu import shared_bytes
+
+    dtype = getattr(torch, config.model.dtype)
+    shapes = {name: (header.shape, dtype) for name, header in _headers(model_path)}
+    refuse([small_shared_memory(look(), shared_bytes(shapes, config.cluster.sync_bucket_mb * MIB))])
+
+
 def parameters_of(model_path: Path) -> int:
     """Number of weights, from the headers of the safetensors files."""
-    headers = (header for path in model_path.glob("*.safetensors") for header in read_headers(path).values())
-    return sum(math.prod(header.shape) for header in headers)
+    return sum(math.prod(header.shape) for _, header in _headers(model_path))
+
+
+def _headers(model_path: Path) -> Iterator[tuple[str, Header]]:
+    for path in model_path.glob("*.safetensors"):
+        yield from read_headers(path).items()

@@ -49,6 +49,11 @@ def plan_buckets(shapes: Shapes, bucket_bytes: int) -> list[list[str]]:
     return buckets
 
 
+def largest_bucket(shapes: Shapes, plan: list[list[str]]) -> int:
+    """Its bytes."""
+    return max(sum(tensor_bytes(shapes, name) for name in names) for names in plan)
+
+
 class WorkerUpdates:
     """The four calls of vLLM's weight-transfer protocol, made on all rollout workers.
 
@@ -121,8 +126,7 @@ class WeightSender(ABC):
     @property
     def _largest(self) -> int:
         """Bytes of the largest bucket."""
-        shapes = self._weights.shapes
-        return max(sum(tensor_bytes(shapes, name) for name in names) for names in self._plan)
+        return largest_bucket(self._weights.shapes, self._plan)
 
     def _gathered(self) -> Iterator[NamedTensors]:
         """The buckets, on every rank."""

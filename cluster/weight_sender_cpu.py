@@ -14,14 +14,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from cluster.weight_sender import Call, WeightSender, aligned_bytes
+from cluster.weight_sender import Call, WeightSender, aligned_bytes, largest_bucket, plan_buckets
 from configs.errors import RunError
-from learner.whole_weights import NamedTensors
+from learner.whole_weights import NamedTensors, Shapes
 
 SHARED_MEMORY = "/dev/shm"
 HALVES = 2
 
 Entry = tuple[str, str, tuple[int, ...], int]
+
+
+def shared_bytes(shapes: Shapes, bucket_bytes: int) -> int:
+    """Bytes of shared memory that these weights take on their way."""
+    plan = plan_buckets(shapes, bucket_bytes // HALVES)
+    return largest_bucket(shapes, plan) * min(HALVES, len(plan))
 
 
 class SharedMemorySender(WeightSender):
@@ -38,7 +44,7 @@ class SharedMemorySender(WeightSender):
         if not self._leads:
             return
         self._half = self._largest
-        size = self._half * min(HALVES, len(self._plan))
+        size = shared_bytes(self._weights.shapes, HALVES * self._bucket_bytes)
         path = f"{SHARED_MEMORY}/pocketgrpo-{uuid.uuid4().hex}"
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
         try:
