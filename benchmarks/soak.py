@@ -1,7 +1,7 @@
 """A long run's memory, open files and object store: `python -m benchmarks.soak [--steps 1000]`.
 
 The quickstart with a learning rate so small that every step goes on having something to learn. Every process of the run
-is looked at once in --every seconds; slopes are by least squares after the first fifth, which is warm-up. Draws
+is looked at once in --every seconds; slopes are by least squares after the first half, which is warm-up. Draws
 docs/soak.png, records the slopes, and ends with 1 if one is over the limit. `--table` prints what is recorded.
 """
 
@@ -27,7 +27,8 @@ from benchmarks.prey import doing, steps_done
 
 NAME = "soak"
 LIMIT_MB = 1.0  # of a process, per 100 steps
-WARM_UP = 0.2  # share of the steps
+WARM_UP = 0.5  # share of the steps
+STRETCHES = 20
 PLOT = ROOT / "docs" / "soak.png"
 STORE = "object store, MB"
 DISCOVERY = Path("/tmp/ray/prom_metrics_service_discovery.json")
@@ -117,28 +118,39 @@ def object_store() -> float | None:
     return total if found else None
 
 
-def summary(points: Sequence[tuple[int, float]], steps: int) -> dict[str, float]:
-    """First and last value after the warm-up, and the slope per 100 steps."""
+def summary(points: Sequence[tuple[int, float]], steps: int) -> dict[str, Any]:
+    """First and last value after the warm-up, the slope per 100 steps, and the medians of equal stretches of it all."""
+    medians = [float(np.median(part)) for part in np.array_split(np.array(points)[:, 1], STRETCHES) if len(part)]
     kept = [(step, value) for step, value in points if step >= WARM_UP * steps]
     if len({step for step, _ in kept}) < 2:
-        return {"first": points[0][1], "last": points[-1][1], "slope": 0.0}
+        return {"first": points[0][1], "last": points[-1][1], "slope": 0.0, "medians": medians}
     steps_at, values = np.array(kept).T
     slope = float(np.polyfit(steps_at, values, 1)[0])
-    return {"first": kept[0][1], "last": kept[-1][1], "slope": 100 * slope}
+    return {"first": kept[0][1], "last": kept[-1][1], "slope": 100 * slope, "medians": medians}
 
 
 def draw(memory: Mapping[str, Sequence[tuple[int, float]]], steps: int, path: Path) -> None:
-    """Megabytes over steps, a line for each process that was there for most of the run."""
+    """What each process has grown by since the warm-up's end, over steps; a name for those that moved by a megabyte."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
+    still = 0
     for who, points in sorted(memory.items(), key=lambda item: -item[1][-1][1]):
-        if points[-1][0] - points[0][0] > steps / 2:
-            axes.plot(*np.array(points).T, label=who, linewidth=1.2)
-    axes.set(xlabel="step", ylabel="resident memory, MB", yscale="log", title=f"Memory over {steps:,} steps")
+        if who == STORE or points[-1][0] - points[0][0] < steps / 2:
+            continue
+        at, megabytes = np.array(points).T
+        after = megabytes[at >= WARM_UP * steps]
+        if moved := bool(np.ptp(after) >= 1):
+            axes.plot(at, megabytes - np.median(after), label=f"{who} ({np.median(after):.0f} MB)", linewidth=1)
+        else:
+            axes.plot(at, megabytes - np.median(after), color="0.7", linewidth=1)
+        still += not moved
+    axes.axvline(WARM_UP * steps, color="0.5", linestyle=":", linewidth=1)
+    axes.set(xlabel="step", ylabel="resident memory beside its median after the dotted line, MB", ylim=(-60, 60))
+    axes.set_title(f"Memory over {steps:,} steps; grey: {still} processes that moved by less than 1 MB")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
