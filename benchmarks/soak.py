@@ -42,7 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks (%(default)s)")
     parser.add_argument("--plot", type=Path, default=PLOT)
     parser.add_argument("--path", type=Path, default=RESULTS, help="where the figures are appended (%(default)s)")
+    parser.add_argument("--table", action="store_true", help="print what was recorded last, and run nothing")
     given = parser.parse_args(argv)
+    if given.table:
+        lines = map(json.loads, given.path.read_text().splitlines())
+        print(table([line["figures"] for line in lines if line["name"] == NAME][-1]))
+        return 0
     memory, files = watched(given.steps, given.every)
     figures = {
         "steps": given.steps,
