@@ -32,8 +32,11 @@ from cluster.weight_transport import CUDA_IPC, NCCL, SHARED_MEMORY
 class WholeUpdates(WeightTransferEngine[Any, Any]):
     """What all transports share: whole models, bucket by bucket; an update that lacks a parameter is an error.
 
-    A transport's `receive_weights` gives tensors to `self.model.load_weights`.
+    A transport's `receive_weights` gives tensors to `self.model.load_weights`. threads: to load with, None for as many
+    as sample.
     """
+
+    threads: int | None = None
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -64,11 +67,11 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
             initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        with self.watch.part("load"):
+        with self.watch.part("load"), _threads(self.threads):
             super().update_weights(update_info)
 
     def finish_weight_update(self) -> None:
-        with self.watch.part("load"):
+        with self.watch.part("load"), _threads(self.threads):
             del self.model.load_weights
             finalize_layerwise_reload(self.model, self.model_config)
             self._refresh_tied_head()
@@ -148,7 +151,6 @@ class SharedMemoryEngine(WholeUpdates):
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
     _memory: mmap.mmap | None = None
-    _threads = 1
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         descriptor = os.open(init_info.path, os.O_RDWR)
@@ -156,15 +158,7 @@ class SharedMemoryEngine(WholeUpdates):
             self._memory = mmap.mmap(descriptor, init_info.size)
         finally:
             os.close(descriptor)
-        self._threads = init_info.threads
-
-    def update_weights(self, update_info: dict[str, Any]) -> None:
-        with threads(self._threads):
-            super().update_weights(update_info)
-
-    def finish_weight_update(self) -> None:
-        with threads(self._threads):
-            super().finish_weight_update()
+        self.threads = init_info.threads
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
         if self._memory is None:
@@ -196,10 +190,10 @@ class SharedMemoryEngine(WholeUpdates):
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Compute with so many; sampling takes one. vLLM makes `torch.set_num_threads` do nothing in its workers."""
+def _threads(count: int | None) -> Iterator[None]:
+    """Compute with so many, if given. vLLM makes `torch.set_num_threads` do nothing in its workers."""
     before = torch.get_num_threads()
-    torch._C.set_num_threads(count)
+    torch._C.set_num_threads(count or before)
     try:
         yield
     finally:
