@@ -268,6 +268,18 @@ def test_a_missing_tensor_is_an_error(rig: Rig) -> None:
         rig.sync(rig.policy, lambda tensors: [(n, t) for n, t in tensors if n != missing])
 
 
+@pytest.mark.parametrize(("learner", "processes", "threads"), [(1, 1, 2), (1, 2, 1), (4, 1, 5), (4, 2, 3)])
+def test_who_loads_shares_the_learners_cores(
+    monkeypatch: pytest.MonkeyPatch, learner: int, processes: int, threads: int
+) -> None:
+    """More threads than cores, with two workers on two cores, made an update take more than twice as long."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: learner)
+    told: list[Any] = []
+    sender = SharedMemorySender(lambda method, arguments: told.append(arguments) or [], BUCKET_BYTES, processes)  # type: ignore[func-returns-value]
+    sender.open(Given({"weight": torch.zeros(8)}))
+    assert told[0]["init_info"]["threads"] == threads
+
+
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=30), st.integers(64, 20_000))
 def test_buckets_hold_every_parameter_once_in_order_and_respect_their_size(numels: list[int], limit: int) -> None:
     parameters: Shapes = {f"p{i}": ((numel,), torch.float32) for i, numel in enumerate(numels)}
