@@ -21,11 +21,10 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
-from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
 from actors.shared_memory import unname_mapped
 from cluster.stopwatch import Stopwatch
+from cluster.weight_loading import NamedTensors, StraightLoad, VllmReload, WeightLoading
 from cluster.weight_transport import CUDA_IPC, NCCL, SHARED_MEMORY
 
 
@@ -42,8 +41,7 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
         super().__init__(*arguments)
         self.watch = Stopwatch()
         self._own_names = {name for name, _ in self.model.named_parameters()}
-        self._layers = [layer for layer in self.model.modules() if layer._parameters]
-        self._load_weights = self.model.load_weights
+        self._loading: WeightLoading = VllmReload(self.model, self.model_config)
         self._expected: set[str] = set()
         self._received: set[str] = set()
         self._loaded: set[str] = set()
@@ -64,7 +62,7 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
         self._loaded.clear()
         with self.watch.part("load"):
             self.model.load_weights = self._load
-            initialize_layerwise_reload(self.model)
+            self._loading.start()
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         with self.watch.part("load"), _threads(self.threads):
@@ -73,7 +71,7 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
     def finish_weight_update(self) -> None:
         with self.watch.part("load"), _threads(self.threads):
             del self.model.load_weights
-            finalize_layerwise_reload(self.model, self.model_config)
+            self._loading.finish()
             self._refresh_tied_head()
         missing = sorted(self._expected - self._received) + sorted(self._own_names - self._loaded)
         if missing:
@@ -85,7 +83,7 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
     def _load(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         weights = list(weights)
         self._received.update(name for name, _ in weights)
-        loaded = self._load_weights(weights)
+        loaded = self._loading.load(weights)
         self._loaded |= loaded
         return loaded
 
@@ -150,35 +148,28 @@ class SharedMemoryEngine(WholeUpdates):
 
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
-    _memory: mmap.mmap | None = None
+    _memory: torch.Tensor | None = None
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         descriptor = os.open(init_info.path, os.O_RDWR)
         try:
-            self._memory = mmap.mmap(descriptor, init_info.size)
+            self._memory = torch.frombuffer(mmap.mmap(descriptor, init_info.size), dtype=torch.uint8)
         finally:
             os.close(descriptor)
         self.threads = init_info.threads
+        if StraightLoad.fits(self.model, self.model_config, self.parallel_config.world_size):
+            self._loading = StraightLoad(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
         if self._memory is None:
             raise RuntimeError("weights came before init_weight_transfer_engine")
-        weights = []
+        weights: NamedTensors = []
         for name, dtype, shape, offset in update_info.entries:
-            view = torch.frombuffer(
-                self._memory, dtype=getattr(torch, dtype), count=torch.Size(shape).numel(), offset=offset
-            )
-            weights.append((name, view.view(shape)))
+            kind = getattr(torch, dtype)
+            size = torch.Size(shape).numel() * kind.itemsize
+            weights.append((name, self._memory[offset : offset + size].view(kind).view(shape)))
         self.model.load_weights(weights)
-        self._copy_what_is_kept({view.data_ptr() for _, view in weights})
-
-    def _copy_what_is_kept(self, addresses: set[int]) -> None:
-        """vLLM keeps the tensors of a layer until it has all of them, and by then the bucket holds others."""
-        for layer in self._layers:
-            for _, arguments in get_layerwise_info(layer).loaded_weights:
-                for name, value in arguments.arguments.items():
-                    if isinstance(value, torch.Tensor) and value.data_ptr() in addresses:
-                        arguments.arguments[name] = value.clone()
+        self._loading.keep(weights)
 
     @staticmethod
     def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:

@@ -12,10 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from actors.engine import Engine, EngineOptions, Sampling
-from cluster import weight_receiver
+from cluster import weight_loading, weight_receiver
+from cluster.weight_loading import StraightLoad, VllmReload
 from cluster.weight_sender import aligned_bytes, plan_buckets
 from cluster.weight_sender_cpu import HALVES, SharedMemorySender
 from cluster.weight_transport import SHARED_MEMORY, WORKER_EXTENSION
@@ -139,10 +140,24 @@ def stops_the_run(diff: np.ndarray) -> bool:
     return bool(diff.mean() > MEAN_LIMIT or diff.max() > MAX_LIMIT)
 
 
-@pytest.fixture(scope="module", params=["untied", "tied"])
+@pytest.fixture(scope="module", params=["untied", "tied", "tied, by vLLM's reload"])
 def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Rig:
-    folder, tied = tmp_path_factory.mktemp(request.param), request.param == "tied"
-    return Rig(make_model(folder / "old", tied, 0), make_model(folder / "new", tied, 1), BUCKET_BYTES)
+    folder, tied = tmp_path_factory.mktemp("models"), request.param != "untied"
+    rig = Rig(make_model(folder / "old", tied, 0), make_model(folder / "new", tied, 1), BUCKET_BYTES)
+    if request.param.endswith("reload"):
+        use_vllms_reload(rig)
+    return rig
+
+
+def receiver(rig: Rig) -> weight_receiver.SharedMemoryEngine:
+    (engine,) = rig.engine._engine.collective_rpc(lambda worker: worker.weight_transfer_engine)
+    assert isinstance(engine, weight_receiver.SharedMemoryEngine)
+    return engine
+
+
+def use_vllms_reload(rig: Rig) -> None:
+    engine = receiver(rig)
+    engine._loading = VllmReload(engine.model, engine.model_config)
 
 
 def test_after_a_sync_sampled_logprobs_are_the_learners(rig: Rig) -> None:
@@ -188,10 +203,51 @@ def test_a_stale_tied_head_stops_the_run(rig: Rig, monkeypatch: pytest.MonkeyPat
     assert stops_the_run(diff) if tied else healthy(diff)
 
 
-def test_what_vllm_keeps_of_a_bucket_must_be_copied(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_of_a_bucket_must_be_copied(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers lie across buckets here, and by the time they are complete the memory holds other tensors."""
-    monkeypatch.setattr(weight_receiver.SharedMemoryEngine, "_copy_what_is_kept", lambda self, addresses: None)
+    monkeypatch.setattr(type(receiver(rig)._loading), "keep", lambda self, weights: None)
     rig.sync(rig.load(rig.old))
+    rig.sync(rig.policy)
+    assert stops_the_run(difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), TEMPERED))
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("bucket_bytes", [BUCKET_BYTES, 10**7])
+def test_loading_straight_is_bit_for_bit_vllms_reload(model: str, bucket_bytes: int, tmp_path: Path) -> None:
+    """Qwen2 has biases, Qwen3 norms of queries and keys, and vLLM pads the vocabulary of each. In small buckets a
+    layer's parts come apart; in a large one they lie in a row."""
+    old, new = (random_model(tmp_path / str(seed), model, seed) for seed in range(2))
+    rig = Rig(old, new, bucket_bytes)
+    assert isinstance(receiver(rig)._loading, StraightLoad)
+    rig.sync(rig.policy)
+    straight = rig.sample(PROMPT, SAMPLED)
+    assert healthy(difference(rig.policy, PROMPT, straight, TEMPERED))
+    rig.sync(rig.load(rig.old))
+    use_vllms_reload(rig)
+    rig.sync(rig.policy)
+    for one, other in zip(straight, rig.sample(PROMPT, SAMPLED), strict=True):
+        assert np.array_equal(one.token_ids, other.token_ids) and np.array_equal(one.logprobs, other.logprobs)
+
+
+def random_model(folder: Path, kind: str, seed: int) -> Path:
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer()
+    sizes = {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "head_dim": 32, "vocab_size": len(tokenizer)}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_parts_joined_in_the_wrong_order_stop_the_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not isinstance(receiver(rig)._loading, StraightLoad):
+        pytest.skip("vLLM's own reload joins them itself")
+    joined = weight_loading._joined
+    monkeypatch.setattr(weight_loading, "_joined", lambda parts: joined(parts[::-1]))
     rig.sync(rig.policy)
     assert stops_the_run(difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), TEMPERED))
 
