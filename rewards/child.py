@@ -29,6 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, cast
 
+import psutil
+
 from rewards import accuracy, exact_match
 from rewards.registry import Case, Gold, Judgement, Score, Tags, check_weights, gold_kind, weigh
 
@@ -42,7 +44,7 @@ Take = Callable[[dict[str, Any]], bool]
 
 
 class ChildDiedError(Exception):
-    """The child closed its pipes instead of answering."""
+    """The child closed its pipes instead of answering, or somebody stopped it."""
 
 
 class VerifierChild:
@@ -77,8 +79,8 @@ class VerifierChild:
     def score(self, cases: Sequence[Case]) -> list[Score]:
         """Scores in the order of `cases`. RuntimeError if no child can be started.
 
-        A completion over the time limit gets outcome "timeout". One whose child dies is judged again
-        in a fresh child, for the death may have come from outside; if that one dies too, "error".
+        A completion over the time limit gets outcome "timeout". One whose child dies or is stopped is judged
+        again in a fresh child, for that may have come from outside; if that one dies too, "error".
         """
         with self._lock:
             judged = self._judge(cases)
@@ -180,6 +182,8 @@ class VerifierChild:
         while count:
             ready = dict(pipes.poll(max(deadline - time.monotonic(), 0.0) * 1000))
             if not ready or time.monotonic() > deadline:
+                if psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED:
+                    raise ChildDiedError("it was stopped")
                 raise TimeoutError(f"it gave no answer in {seconds:g} s")
             if outlet in ready:
                 chunk = os.read(outlet, 65536)
