@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,9 @@ KINDS = {
     "driver frozen": (DRIVER, signal.SIGSTOP),
     "node lost": (NODE, signal.SIGKILL),
 }
+
+# Metrics of each step and, at the end, the weights.
+Result = tuple[list[dict[str, Any]], bytes]
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,7 @@ class Run:
         code = self._process.wait(300)
         assert code == 0, f"it ended with {code}"
 
-    def result(self) -> tuple[list[dict[str, Any]], bytes]:
+    def result(self) -> Result:
         """Metrics without what hangs on the clock, and the weights at the end."""
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
         timed = ("time/", "tokens/per_second")
@@ -167,6 +171,18 @@ class Run:
         (node,) = [node for node in self._cluster.worker_nodes if victim in actors(raylet(node), WORKER, LEARNER)]
         self._cluster.remove_node(node, allow_graceful=False)
         add(self._cluster, num_cpus=1)
+
+
+def difference(run: Result, alone: Result) -> str:
+    """What differs, with the first step where it does; nothing if they are the same."""
+    (lines, weights), (lines_alone, weights_alone) = run, alone
+    none: dict[str, Any] = {}
+    for mine, other in zip_longest(lines, lines_alone, fillvalue=none):
+        names = sorted(name for name in mine.keys() | other.keys() if mine.get(name) != other.get(name))
+        if names:
+            values = [f"{name} {mine.get(name)}, not {other.get(name)}" for name in names]
+            return f"step {mine.get('step')}: {'; '.join(values)}"
+    return "" if weights == weights_alone else "weights"
 
 
 def phase_of(learner: psutil.Process) -> str:
@@ -220,7 +236,8 @@ def campaign(folder: Path, each: int, seed: int, seconds: float, path: Path) -> 
                 for kind, phase in todo:
                     print(run.suffer(kind, phase), flush=True)
                 run.end()
-                assert run.result() == alone.result(), "it ended with other metrics or weights than the run left alone"
+                other = difference(run.result(), alone.result())
+                assert not other, f"it ended otherwise than the run left alone: {other}"
             except (AssertionError, subprocess.TimeoutExpired, psutil.Error) as error:
                 failure = f"{type(error).__name__}: {error}"
                 print(f"seed {seed}, {todo}: {failure}\n{run.log()}", file=sys.stderr, flush=True)
