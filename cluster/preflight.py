@@ -145,12 +145,13 @@ def _nearest(folder: Path) -> Path:
     return folder
 
 
-def check_nodes(config: Config, nodes: Sequence[Node], place: RunPlace, say: Say) -> None:
+def check_nodes(
+    config: Config, nodes: Sequence[Node], machines: Sequence[tuple[Machine, int]], place: RunPlace, say: Say
+) -> None:
     """What the machines of the cluster lack, before any model loads: UsageError for all that stops a run.
 
-    What only slows it, and versions outside the tested range, are said.
+    What only slows it, and versions outside the tested range, are said. machines: those of the nodes.
     """
-    machines = machines_of(nodes)
     bucket = config.cluster.sync_bucket_mb * MIB
     for machine, store in machines:
         warnings = (
@@ -161,11 +162,7 @@ def check_nodes(config: Config, nodes: Sequence[Node], place: RunPlace, say: Say
         )
         for text in filter(None, warnings):
             say(f"warning: {machine.name}: {text}")
-    errors = [
-        (machine, text)
-        for machine, _ in machines
-        for text in (small_shared_memory(machine, bucket), old_driver(machine))
-    ]
+    errors = [(machine, old_driver(machine)) for machine, _ in machines]
     refuse([*(f"{machine.name}: {text}" for machine, text in errors if text), _unshared(place, nodes)])
 
 
@@ -226,15 +223,17 @@ def checkpoint_bytes(config: Config, parameters: int) -> int:
     return model + parameters * (4 + (2 if config.learner.eight_bit else 8))
 
 
-def check_shared_memory(config: Config, model_path: Path) -> None:
-    """Without a GPU weights travel through shared memory on this machine: there must be enough for what that takes."""
+def check_shared_memory(config: Config, model_path: Path, machines: Sequence[Machine]) -> None:
+    """Without a GPU weights travel through a machine's shared memory: there must be enough for what that takes."""
     import torch
 
     from cluster.weight_sender_cpu import shared_bytes
 
     dtype = getattr(torch, config.model.dtype)
     shapes = {name: (header.shape, dtype) for name, header in _headers(model_path)}
-    refuse([small_shared_memory(look(), shared_bytes(shapes, config.cluster.sync_bucket_mb * MIB))])
+    taken = shared_bytes(shapes, config.cluster.sync_bucket_mb * MIB)
+    errors = [(machine, small_shared_memory(machine, taken)) for machine in machines]
+    refuse(f"{machine.name}: {text}" for machine, text in errors if text)
 
 
 def parameters_of(model_path: Path) -> int:

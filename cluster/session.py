@@ -18,7 +18,7 @@ from cluster.mirror import mirrored
 from cluster.model_on_nodes import provide_model
 from cluster.nodes import nodes_for_actors
 from cluster.placement import Placement, place
-from cluster.preflight import check_disk, check_nodes, check_shared_memory
+from cluster.preflight import check_disk, check_nodes, check_shared_memory, machines_of
 from cluster.progress import Display
 from cluster.ray_session import ray_session
 from cluster.resume import Resumed
@@ -39,12 +39,13 @@ def run_session(config: Config, recipe: str, resumed: Resumed | None, display: D
         nodes = nodes_for_actors()
         placement = place(config, nodes)
         display.say(str(placement))
-        check_nodes(config, nodes, where, display.say)
+        machines = machines_of(nodes)
+        check_nodes(config, nodes, machines, where, display.say)
         materials = prepare(config, display.say)
         check_kv_cache(config, materials.model_path, placement.on_gpus)
         check_disk(config, materials.model_path, where)
         if not placement.on_gpus:
-            check_shared_memory(config, materials.model_path)
+            check_shared_memory(config, materials.model_path, [machine for machine, _ in machines])
         given = provide_model(config.model, materials.model_path, nodes, config.cluster.deadline_seconds)
         if given:
             display.say(f"the model was brought to {', '.join(given)}")

@@ -137,16 +137,17 @@ def test_the_size_of_a_checkpoint_is_that_of_model_masters_and_moments(tmp_path:
     assert checkpoint_bytes(load_config("quickstart", ["learner.optimizer=adamw"]), 100) == 400 + 400 + 800
 
 
-def test_shared_memory_must_hold_the_largest_weight_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shared_memory_must_hold_the_largest_weight_twice(tmp_path: Path) -> None:
     """80 MiB in one of two weights: two of the bucket's halves are larger than the 64 MiB that it is to have."""
     weights = {"embedding": np.zeros((2048, 10240), np.float32), "b": np.zeros((2048, 5120), np.float32)}
     save_file(weights, tmp_path / "model.safetensors")
     config = load_config(None, ["model.dtype=float32"])
-    monkeypatch.setattr(preflight, "look", lambda: replace(GOOD, shared_memory_free=161 * MIB))
-    preflight.check_shared_memory(config, tmp_path)
-    monkeypatch.setattr(preflight, "look", lambda: replace(GOOD, shared_memory_free=159 * MIB))
-    with pytest.raises(UsageError, match=r"159 MiB free and a bucket of the weight sync takes 160.*--shm-size"):
-        preflight.check_shared_memory(config, tmp_path)
+    preflight.check_shared_memory(config, tmp_path, [GOOD, replace(GOOD, shared_memory_free=161 * MIB)])
+    with pytest.raises(
+        UsageError, match=r"small: .*159 MiB free and a bucket of the weight sync takes 160.*--shm-size"
+    ):
+        small = replace(GOOD, name="small", shared_memory_free=159 * MIB)
+        preflight.check_shared_memory(config, tmp_path, [GOOD, small])
 
 
 def test_findings_are_said_all_at_once() -> None:
