@@ -1,8 +1,9 @@
 """Kills and freezes parts of whole runs at random moments of every phase: `python -m benchmarks.chaos`.
 
 Each run suffers a few faults, one after another, and must end with the metrics and the weights, bit for bit, of the run
-that was left alone. Rounds go on until every kind of fault has met every phase --each times, or --seconds are over; one
-line is recorded a call, and `--table` adds up all that were recorded. --seed fixes who, when and in what order.
+that was left alone. They go on until every kind of fault has met every phase --each times, together with the runs on
+record, or --seconds are over. A run is a line on record, and `--table` adds them up. --seed fixes who, when and in
+what order.
 """
 
 from __future__ import annotations
@@ -192,13 +193,14 @@ def phase_of(learner: psutil.Process) -> str:
     return known[0] if known else "sample"
 
 
-def rounds(each: int, chance: random.Random) -> list[list[tuple[str, str]]]:
-    """What one run after the other suffers: every kind of fault in every phase, so many times, in random order. Losses
-    of nodes have runs of their own, in a cluster."""
+def rounds(each: int, met: Counter[tuple[str, str]], chance: random.Random) -> list[list[tuple[str, str]]]:
+    """What one run after the other suffers, in random order: every kind of fault in every phase, as often as it is
+    missing. Losses of nodes have runs of their own, in a cluster."""
     found: list[list[tuple[str, str]]] = []
     for of_nodes in (True, False):
         kinds = [kind for kind, (target, _) in KINDS.items() if (target == NODE) == of_nodes]
-        faults = [(kind, phase) for kind in kinds for phase in PHASES] * each
+        missing = {(kind, phase): each - met[kind, phase] for kind in kinds for phase in PHASES}
+        faults = [fault for fault, count in missing.items() for _ in range(count)]
         chance.shuffle(faults)
         found += [faults[i : i + ROUND] for i in range(0, len(faults), ROUND)]
     chance.shuffle(found)
@@ -207,7 +209,9 @@ def rounds(each: int, chance: random.Random) -> list[list[tuple[str, str]]]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--each", type=int, default=8, help="times every kind meets every phase (%(default)s)")
+    parser.add_argument(
+        "--each", type=int, default=15, help="times every kind meets every phase, with those on record (%(default)s)"
+    )
     parser.add_argument("--seconds", type=float, default=7200.0, help="when no new run is begun (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--path", type=Path, default=RESULTS, help="where the figures are appended (%(default)s)")
@@ -227,7 +231,9 @@ def campaign(folder: Path, each: int, seed: int, seconds: float, path: Path) -> 
     end, chance = time.monotonic() + seconds, random.Random(seed)
     alone = Run(folder, "alone", chance)
     alone.end()
-    for number, todo in enumerate(rounds(each, chance)):
+    for number, todo in enumerate(
+        rounds(each, counted(run for run in recorded(path) if not run["figures"]["failure"]), chance)
+    ):
         if time.monotonic() > end:
             break
         with cluster_for(todo) as cluster:
@@ -262,15 +268,22 @@ def cluster_for(todo: Sequence[tuple[str, str]]) -> Iterator[Cluster | None]:
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [line for line in lines if line["name"] == NAME]
+
+
+def counted(runs: Iterable[dict[str, Any]]) -> Counter[tuple[str, str]]:
+    """How often each kind of fault met each phase."""
+    return Counter((fault["kind"], fault["phase"]) for run in runs for fault in run["figures"]["faults"])
 
 
 def table(runs: Iterable[dict[str, Any]]) -> str:
     """Markdown: how often each kind met each phase, and the slowest end and recovery."""
     runs = list(runs)
     faults = [Fault(**fault) for run in runs for fault in run["figures"]["faults"]]
-    count = Counter((fault.kind, fault.phase) for fault in faults)
+    count = counted(runs)
     rows = [f"| {len(faults)} faults in {len(runs)} runs | {' | '.join(PHASES)} | gone after s | further after s |"]
     rows.append("|---" * (3 + len(PHASES)) + "|")
     for kind in KINDS:
