@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.engine import Engine, EngineOptions, Sampling
 from cluster import weight_loading, weight_receiver
@@ -44,10 +44,14 @@ def make_model(folder: Path, tied: bool, seed: int) -> Path:
     torch.manual_seed(seed)
     tokenizer = build_tokenizer()
     llama = build_llama(WarmStart(hidden_size=64, layers=2, tied_embeddings=tied), tokenizer)
+    return save_spread(llama, tokenizer, folder)
+
+
+def save_spread(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
     with torch.no_grad():
-        for parameter in llama.parameters():
+        for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
-    llama.save_pretrained(folder)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -235,12 +239,7 @@ def random_model(folder: Path, kind: str, seed: int) -> Path:
     sizes = {"hidden_size": 128, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
     sizes |= {"num_key_value_heads": 2, "head_dim": 32, "vocab_size": len(tokenizer)}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes), dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn_like(parameter)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_spread(model, tokenizer, folder)
 
 
 def test_parts_joined_in_the_wrong_order_stop_the_run(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
