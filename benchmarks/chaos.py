@@ -3,7 +3,7 @@
 Each run suffers a few faults, one after another, and must end with the metrics and the weights, bit for bit, of the run
 that was left alone. They go on until every kind of fault has met every phase --each times, together with the runs on
 record, or --seconds are over. A run is a line on record, and `--table` adds them up. --seed fixes who, when and in
-what order.
+what order. Two calls may share the work, each with its own --kinds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benchmarks.made_cluster import add, made_cluster, raylet
 from benchmarks.prey import LEARNER, VERIFIER, WORKER, actors, await_, doing, steps_done
 
 NAME = "chaos"
-STEPS, BEAT_SECONDS, ROUND = 20, 5.0, 6
+STEPS, BEAT_SECONDS, ROUND = 40, 5.0, 12
 SETTINGS = (
     f"training.steps={STEPS}",
     "rollout.prompts_per_batch=8",
@@ -193,24 +193,26 @@ def phase_of(learner: psutil.Process) -> str:
     return known[0] if known else "sample"
 
 
-def rounds(each: int, met: Counter[tuple[str, str]], chance: random.Random) -> list[list[tuple[str, str]]]:
-    """What one run after the other suffers, in random order: every kind of fault in every phase, as often as it is
-    missing. Losses of nodes have runs of their own, in a cluster."""
-    found: list[list[tuple[str, str]]] = []
-    for of_nodes in (True, False):
-        kinds = [kind for kind, (target, _) in KINDS.items() if (target == NODE) == of_nodes]
-        missing = {(kind, phase): each - met[kind, phase] for kind in kinds for phase in PHASES}
-        faults = [fault for fault, count in missing.items() for _ in range(count)]
-        chance.shuffle(faults)
-        found += [faults[i : i + ROUND] for i in range(0, len(faults), ROUND)]
-    chance.shuffle(found)
-    return found
+def next_round(
+    kinds: Sequence[str], each: int, met: Counter[tuple[str, str]], chance: random.Random
+) -> list[tuple[str, str]]:
+    """What the next run suffers, in random order, out of what is still missing; empty if nothing is. Losses of nodes
+    have runs of their own, in a cluster."""
+    missing = [(kind, phase) for kind in kinds for phase in PHASES for _ in range(each - met[kind, phase])]
+    if not missing:
+        return []
+    first, _ = chance.choice(missing)
+    alike = [(kind, phase) for kind, phase in missing if (kind == "node lost") == (first == "node lost")]
+    return chance.sample(alike, min(ROUND, len(alike)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--each", type=int, default=15, help="times every kind meets every phase, with those on record (%(default)s)"
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help="only these (all)"
     )
     parser.add_argument("--seconds", type=float, default=7200.0, help="when no new run is begun (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
@@ -219,23 +221,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if not given.table:
         with tempfile.TemporaryDirectory(prefix="pocketgrpo-chaos-") as folder:
-            survived = campaign(Path(folder), given.each, given.seed, given.seconds, given.path)
+            survived = campaign(Path(folder), given)
         if not survived:
             return 1
     print(table(recorded(given.path)))
     return 0
 
 
-def campaign(folder: Path, each: int, seed: int, seconds: float, path: Path) -> bool:
+def campaign(folder: Path, given: argparse.Namespace) -> bool:
     """Runs with faults until all were met or the time is over; False, said and recorded, at the first not survived."""
-    end, chance = time.monotonic() + seconds, random.Random(seed)
+    end, chance = time.monotonic() + given.seconds, random.Random(given.seed)
     alone = Run(folder, "alone", chance)
     alone.end()
-    for number, todo in enumerate(
-        rounds(each, counted(run for run in recorded(path) if not run["figures"]["failure"]), chance)
-    ):
-        if time.monotonic() > end:
-            break
+    met = counted(run for run in recorded(given.path) if not run["figures"]["failure"])
+    number = 0
+    while time.monotonic() < end and (todo := next_round(given.kinds, given.each, met, chance)):
+        number += 1
         with cluster_for(todo) as cluster:
             run, failure = Run(folder, f"run_{number}", chance, cluster), None
             try:
@@ -246,12 +247,13 @@ def campaign(folder: Path, each: int, seed: int, seconds: float, path: Path) -> 
                 assert not other, f"it ended otherwise than the run left alone: {other}"
             except (AssertionError, subprocess.TimeoutExpired, psutil.Error) as error:
                 failure = f"{type(error).__name__}: {error}"
-                print(f"seed {seed}, {todo}: {failure}\n{run.log()}", file=sys.stderr, flush=True)
+                print(f"seed {given.seed}, {todo}: {failure}\n{run.log()}", file=sys.stderr, flush=True)
             run.close()
-        figures = {"seed": seed, "faults": [asdict(fault) for fault in run.faults], "failure": failure}
-        record(NAME, figures | {"heartbeat_seconds": BEAT_SECONDS}, path)
+        figures = {"seed": given.seed, "faults": [asdict(fault) for fault in run.faults], "failure": failure}
+        record(NAME, figures | {"heartbeat_seconds": BEAT_SECONDS}, given.path)
         if failure:
             return False
+        met.update((fault.kind, fault.phase) for fault in run.faults)
     return True
 
 

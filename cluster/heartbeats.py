@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +43,9 @@ class Heartbeats:
         self._thread.join(CLOSE_SECONDS)
 
     def _run(self) -> None:
-        while not self._closed.wait(self._seconds):
+        due = time.monotonic() + self._seconds
+        while not self._closed.wait(max(0.0, due - time.monotonic())):
+            due = time.monotonic() + self._seconds  # also where this one waits for somebody who does not answer
             self._beat()
 
     def _beat(self) -> None:
