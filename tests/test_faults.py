@@ -120,17 +120,22 @@ def ready_for(run: int, folder: Path, step: int) -> bool:
 
 
 @pytest.mark.long
-def test_a_killed_and_a_frozen_process_of_vllms_cost_a_restart_each(tmp_path: Path) -> None:
+def test_every_process_of_a_shared_engine_may_die_or_freeze(tmp_path: Path) -> None:
+    """vLLM's EngineCore is in the rollout worker itself, the shards of its model in processes beside it."""
     before = {path.name for path in SHARED_MEMORY.iterdir()}
     run, folder = begun(tmp_path, "shared", "rollout.tensor_parallel=2"), tmp_path / "shared"
-    for step, number in ((1, signal.SIGKILL), (4, signal.SIGSTOP)):
+    struck = []
+    for step, core, number in ((1, False, signal.SIGKILL), (3, False, signal.SIGSTOP), (5, True, signal.SIGKILL)):
         await_(partial(ready_for, run.pid, folder, step), f"step {step}", run)
-        engine_processes(run.pid)[-1].send_signal(number)
+        shards = engine_processes(run.pid)
+        (actors(run.pid, WORKER) if core else shards)[-1].send_signal(number)
+        struck += shards
         await_(partial(ready_for, run.pid, folder, step + 2), "further steps", run)
     output = ended(run)
+    assert not psutil.wait_procs(struck, timeout=30)[1], "shards of an engine that is gone"
     assert "of a rollout worker's engine is frozen" in output
     found = status(folder)
-    assert (found["prompts"]["trained"], found["restarts"]) == (8 * STEPS, 2)
+    assert (found["prompts"]["trained"], found["restarts"]) == (8 * STEPS, 3)
     assert {path.name for path in SHARED_MEMORY.iterdir()} <= before
 
 
