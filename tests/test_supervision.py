@@ -150,6 +150,20 @@ def test_a_frozen_actor_is_killed_within_two_heartbeats_and_a_busy_one_is_not() 
     ray.kill(busy)
 
 
+def test_who_freezes_while_another_is_waited_for_is_gone_within_two_heartbeats_too() -> None:
+    beat, said = 2.0, list[str]()
+    both = [tiny(), tiny()]
+    first, second = ray.get([actor.ready.remote() for actor in both], timeout=60)
+    os.kill(first, signal.SIGSTOP)
+    heartbeats = Heartbeats(beat, {"tiny actor": lambda: both}, said.append)
+    time.sleep(1.1 * beat)  # the second has answered, the first is waited for
+    os.kill(second, signal.SIGSTOP)
+    begun, gone = time.monotonic(), psutil.Process(second)
+    wait_until(lambda: not gone.is_running() or gone.status() == psutil.STATUS_ZOMBIE, 20, "the second actor's end")
+    assert time.monotonic() - begun < 2 * beat + 1
+    heartbeats.close()
+
+
 def test_a_rank_that_fails_because_another_died_is_a_lost_learner() -> None:
     other = tiny()
     pid = ray.get(other.ready.remote(), timeout=60)
