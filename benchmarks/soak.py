@@ -39,7 +39,7 @@ Series = dict[str, list[tuple[int, float]]]
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--every", type=float, default=5.0, help="seconds between two looks (%(default)s)")
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks (%(default)s)")
     parser.add_argument("--plot", type=Path, default=PLOT)
     parser.add_argument("--path", type=Path, default=RESULTS, help="where the figures are appended (%(default)s)")
     parser.add_argument("--table", action="store_true", help="print what was recorded last, and run nothing")
