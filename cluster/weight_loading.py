@@ -75,8 +75,9 @@ class StraightLoad(WeightLoading):
         plain = model_config.quantization is None and processes == 1
         return plain and type(model).__name__ in cls.MODELS and not current_platform.is_zen_cpu()
 
-    def __init__(self, model: Any) -> None:
-        self._model = model
+    def __init__(self, model: Any, dtype: torch.dtype) -> None:
+        """dtype: of the weights that vLLM keeps packed only; what it leaves in their place may have another."""
+        self._model, self._dtype = model, dtype
         self._parts: dict[str, torch.Tensor] = {}  # by name, of layers that are not complete
         self._layer_of: dict[str, str] = {}
         self._sent: dict[str, dict[str, list[str]]] = {}  # by layer: for each of its parameters, what it is joined of
@@ -115,7 +116,7 @@ class StraightLoad(WeightLoading):
             if old.numel():
                 old.data[: len(weight)].copy_(weight)  # a vocabulary may be padded below
             else:
-                setattr(layer, parameter, torch.nn.Parameter(weight.to(old.dtype), requires_grad=False))
+                setattr(layer, parameter, torch.nn.Parameter(weight.to(self._dtype), requires_grad=False))
         method = getattr(layer, "quant_method", None)
         if method is not None:
             method.process_weights_after_loading(layer)

@@ -45,6 +45,7 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
         self._expected: set[str] = set()
         self._received: set[str] = set()
         self._loaded: set[str] = set()
+        self._own_head = any(isinstance(layer, ParallelLMHead) for layer in self.model.modules())
         for layer in self.model.modules():
             method = getattr(layer, "quant_method", None)
             if method is not None and hasattr(method, "process_weights_after_loading"):
@@ -96,8 +97,9 @@ class WholeUpdates(WeightTransferEngine[Any, Any]):
     def _repacking(
         self, layer: torch.nn.Module, repack: Callable[[torch.nn.Module], None]
     ) -> Callable[[torch.nn.Module], None]:
-        """`repack`, timed; nothing for an input embedding, which vLLM packs too but only looks up."""
-        if isinstance(layer, VocabParallelEmbedding) and not isinstance(layer, ParallelLMHead):
+        """`repack`, timed; nothing for an input embedding beside a head, which vLLM packs too but only looks up. vLLM
+        0.26 has no head beside the tied embedding of a Qwen2 or Qwen3."""
+        if self._own_head and isinstance(layer, VocabParallelEmbedding) and not isinstance(layer, ParallelLMHead):
             return lambda layer: None
 
         def timed(layer: torch.nn.Module) -> None:
@@ -158,7 +160,7 @@ class SharedMemoryEngine(WholeUpdates):
             os.close(descriptor)
         self.threads = init_info.threads
         if StraightLoad.fits(self.model, self.model_config, self.parallel_config.world_size):
-            self._loading = StraightLoad(self.model)
+            self._loading = StraightLoad(self.model, self.model_config.dtype)
 
     def receive_weights(self, update_info: SharedMemoryUpdate) -> None:
         if self._memory is None:
