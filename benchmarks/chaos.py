@@ -286,7 +286,8 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
     runs = list(runs)
     faults = [Fault(**fault) for run in runs for fault in run["figures"]["faults"]]
     count = counted(runs)
-    rows = [f"| {len(faults)} faults in {len(runs)} runs | {' | '.join(PHASES)} | gone after s | further after s |"]
+    columns = [f"{len(faults)} faults in {len(runs)} runs", *PHASES, "gone after s, at most", "further after s"]
+    rows = [f"| {' | '.join(columns)} |"]
     rows.append("|---" * (3 + len(PHASES)) + "|")
     for kind in KINDS:
         own = [fault for fault in faults if fault.kind == kind]
