@@ -64,6 +64,7 @@ def watched(steps: int, every: float) -> tuple[Series, Series]:
     """Megabytes and open files of every process of a run, by what it is, at the steps at which they were looked at."""
     memory: Series = defaultdict(list)
     files: Series = defaultdict(list)
+    names: dict[tuple[int, str], str] = {}
     settings = [f"training.steps={steps}", "learner.learning_rate=1e-9", "evaluation.every=0", "checkpoint.every=100"]
     with tempfile.TemporaryDirectory(prefix="pocketgrpo-soak-") as folder:
         place = [f"training.runs_dir={folder}", "training.name=run", "telemetry.live=off"]
@@ -72,7 +73,7 @@ def watched(steps: int, every: float) -> tuple[Series, Series]:
             run = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
         while run.poll() is None:
             step = steps_done(Path(folder) / "run")
-            for who, megabytes, opened in look(run.pid) if step else []:
+            for who, megabytes, opened in look(run.pid, names) if step else []:
                 memory[who].append((step, megabytes))
                 files[who].append((step, opened))
             if step and (used := object_store()) is not None:
@@ -83,18 +84,21 @@ def watched(steps: int, every: float) -> tuple[Series, Series]:
     return memory, files
 
 
-def look(run: int) -> list[tuple[str, float, float]]:
-    """(what it is, resident MB, open files) of the run and every process under it; processes alike are numbered."""
+def look(run: int, names: dict[tuple[int, str], str]) -> list[tuple[str, float, float]]:
+    """(what it is, resident MB, open files) of the run and every process under it.
+
+    names: of the processes seen so far, by id and what they are; those alike are numbered.
+    """
     found: list[tuple[str, float, float]] = []
-    seen: dict[str, int] = defaultdict(int)
     for process in [psutil.Process(run), *psutil.Process(run).children(recursive=True)]:
         try:
-            who = "driver" if process.pid == run else name(process)
+            kind = "driver" if process.pid == run else name(process)
             memory, files = process.memory_info().rss / 1e6, float(process.num_fds())
         except psutil.Error:
             continue
-        seen[who] += 1
-        found.append((who if seen[who] == 1 else f"{who} {seen[who]}", memory, files))
+        alike = sum(known == kind for _, known in names) + ((process.pid, kind) not in names)
+        names.setdefault((process.pid, kind), kind if alike == 1 else f"{kind} {alike}")
+        found.append((names[process.pid, kind], memory, files))
     return found
 
 
@@ -147,15 +151,23 @@ def draw(memory: Mapping[str, Sequence[tuple[int, float]]], steps: int, path: Pa
         if who == STORE or points[-1][0] - points[0][0] < steps / 2:
             continue
         at, megabytes = np.array(points).T
-        after = megabytes[at >= WARM_UP * steps]
+        level = np.median(megabytes[at >= WARM_UP * steps])
+        stretches = np.array_split(np.array([at, megabytes - level]), 2 * STRETCHES, axis=1)
+        medians = np.array([np.median(stretch, axis=1) for stretch in stretches]).T
+        after = medians[1, len(stretches) // 2 :]
         if moved := bool(np.ptp(after) >= 1):
-            axes.plot(at, megabytes - np.median(after), label=f"{who} ({np.median(after):.0f} MB)", linewidth=1)
+            (line,) = axes.plot(*medians, label=f"{who} ({level:.0f} MB)", linewidth=1.5)
+            axes.plot(at, megabytes - level, color=line.get_color(), linewidth=0.4, alpha=0.3)
         else:
-            axes.plot(at, megabytes - np.median(after), color="0.7", linewidth=1)
+            axes.plot(*medians, color="0.7", linewidth=1)
         still += not moved
     axes.axvline(WARM_UP * steps, color="0.5", linestyle=":", linewidth=1)
     axes.set(xlabel="step", ylabel="resident memory beside its median after the dotted line, MB", ylim=(-60, 60))
-    axes.set_title(f"Memory over {steps:,} steps; grey: {still} processes that moved by less than 1 MB")
+    axes.set_title(
+        f"Memory over {steps:,} steps, medians of {2 * STRETCHES} stretches;\n"
+        f"grey: {still} processes whose medians moved by less than 1 MB",
+        fontsize=10,
+    )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
