@@ -5,7 +5,6 @@ vLLM imports this file there because it is told of `UpdateSeconds`; that registe
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -27,8 +26,6 @@ from actors.shared_memory import unname_mapped
 from cluster.stopwatch import Stopwatch
 from cluster.weight_loading import NamedTensors, StraightLoad, VllmReload, WeightLoading
 from cluster.weight_transport import CUDA_IPC, NCCL, SHARED_MEMORY
-
-TRIM_EVERY = 50  # updates
 
 
 class WholeUpdates(WeightTransferEngine[Any, Any]):
@@ -154,7 +151,6 @@ class SharedMemoryEngine(WholeUpdates):
     init_info_cls = SharedMemoryInit
     update_info_cls = SharedMemoryUpdate
     _memory: torch.Tensor | None = None
-    _updates = 0
 
     def init_transfer_engine(self, init_info: SharedMemoryInit) -> None:
         descriptor = os.open(init_info.path, os.O_RDWR)
@@ -176,14 +172,6 @@ class SharedMemoryEngine(WholeUpdates):
             weights.append((name, self._memory[offset : offset + size].view(kind).view(shape)))
         self.model.load_weights(weights)
         self._loading.keep(weights)
-
-    def finish_weight_update(self) -> None:
-        """And give back memory that lies free, once in a while: our processes keep it (`CPU_ENVIRONMENT`), and as
-        what lives long settles in it, more and more would be asked for beside it."""
-        super().finish_weight_update()
-        self._updates += 1
-        if self._updates % TRIM_EVERY == 0:
-            ctypes.CDLL(None).malloc_trim(0)
 
     @staticmethod
     def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:

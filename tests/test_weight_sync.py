@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -268,24 +266,6 @@ def test_parts_joined_in_the_wrong_order_stop_the_run(rig: Rig, monkeypatch: pyt
     monkeypatch.setattr(weight_loading, "_joined", lambda parts: joined(parts[::-1]))
     rig.sync(rig.policy)
     assert stops_the_run(difference(rig.policy, PROMPT, rig.sample(PROMPT, SAMPLED), TEMPERED))
-
-
-@pytest.mark.parametrize(("every", "given_back"), [(1, True), (10**9, False)])
-def test_memory_that_lies_free_is_given_back(
-    rig: Rig, every: int, given_back: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A hundred megabytes below something that is still in use."""
-    monkeypatch.setattr(weight_receiver, "TRIM_EVERY", every)
-    malloc, free = ctypes.CDLL(None).malloc, ctypes.CDLL(None).free
-    malloc.restype, free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    blocks = [ctypes.memset(ctypes.c_void_p(malloc(100_000)), 1, 100_000) for _ in range(1000)]
-    in_use = blocks.pop()
-    for block in blocks:
-        free(block)
-    before = psutil.Process().memory_info().rss
-    rig.sync(rig.policy)
-    assert (before - psutil.Process().memory_info().rss > 50e6) == given_back
-    free(in_use)
 
 
 def test_two_swapped_tensors_stop_the_run(rig: Rig) -> None:
