@@ -201,8 +201,8 @@ def next_round(
     missing = [(kind, phase) for kind in kinds for phase in PHASES for _ in range(each - met[kind, phase])]
     if not missing:
         return []
-    first, _ = chance.choice(missing)
-    alike = [(kind, phase) for kind, phase in missing if (kind == "node lost") == (first == "node lost")]
+    of_nodes = KINDS[chance.choice(missing)[0]][0] == NODE
+    alike = [(kind, phase) for kind, phase in missing if (KINDS[kind][0] == NODE) == of_nodes]
     return chance.sample(alike, min(ROUND, len(alike)))
 
 
