@@ -53,6 +53,14 @@ def environment(device: Device) -> dict[str, str]:
     return CPU_ENVIRONMENT if device == "cpu" else ENVIRONMENT
 
 
+def batched_tokens(max_tokens: int, max_running: int, device: Device) -> int:
+    """How many tokens one of vLLM's steps computes at most, of prompts and of completions.
+
+    On a CPU more would not be faster, only larger: every step's tensors have about one size, and memory is flat.
+    """
+    return max(max_tokens, 8192) if device == "cuda" else max(max_tokens + max_running, 1024)
+
+
 @dataclass(frozen=True)
 class EngineOptions:
     """What an engine needs to know. kv_cache_bytes in bytes; max_tokens is prompt plus completion.
@@ -115,7 +123,7 @@ class Engine:
             dtype=options.dtype,
             max_model_len=options.max_tokens,
             max_num_seqs=options.max_running,
-            max_num_batched_tokens=max(options.max_tokens, 8192),
+            max_num_batched_tokens=batched_tokens(options.max_tokens, options.max_running, options.device),
             block_size=options.block_size,
             kv_cache_memory_bytes=options.kv_cache_bytes,
             enable_prefix_caching=True,
@@ -227,7 +235,8 @@ class Engine:
 def _device_arguments(options: EngineOptions) -> dict[str, Any]:
     """What of vLLM's arguments hangs on the device."""
     if options.device == "cpu":
-        return {"enforce_eager": True}
+        # vLLM takes back what a seed drew at a prompt that it reads in two steps, which a CPU's generator cannot.
+        return {"enforce_eager": True, "enable_chunked_prefill": False}
     # Asynchronous scheduling has a step in flight between two calls of `step`, sampled with the old weights.
     # The cache's size is given, so the share of the GPU is only what must be free at the start: next to nothing, as a
     # learner may be on it. What does not fit, `pocketgrpo plan` says.

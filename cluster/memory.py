@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from actors.engine import batched_tokens
 from cluster.hardware import MIB, Device
 from cluster.model_shape import Shape
 from configs.schema import Config
@@ -23,7 +24,6 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_cpu": 8.0, "adamw_8bit": EIGHT_BIT, "pag
 # steps in place on a GPU and in whole fp32 copies on a CPU.
 STEP_BYTES = {"adamw": {"cuda": 4, "cpu": 8}, "8-bit": {"cuda": 0, "cpu": 20}}
 FRAGMENTS = 1.15  # of the C library's heap, beside the activations in it
-BATCHED_TOKENS = 8192  # of vLLM's prefill, at least
 BLOCK = 32  # tokens of a block of the KV cache
 
 Parts = dict[str, float]
@@ -182,7 +182,10 @@ def rollout_worker(config: Config, shape: Shape, device: Device) -> Process:
     if device.is_cpu:  # linear layers are packed anew, and the C library keeps the room they had; so is a tied head
         weights += width * shape.layers * shape.layer_parameters
         weights += width * shape.embedding_parameters if shape.tied else 0
-    tokens = min(max(config.max_tokens, BATCHED_TOKENS), rollout.max_running * config.max_tokens)
+    tokens = min(
+        batched_tokens(config.max_tokens, rollout.max_running, "cpu" if device.is_cpu else "cuda"),
+        rollout.max_running * config.max_tokens,
+    )
     prefill = tokens * width * (3 * shape.mlp_width / share + 4 * shape.width)
     sampler = rollout.max_running * shape.vocabulary * (12 + (12 if rollout.top_k or rollout.top_p < 1 else 0))
     held = {

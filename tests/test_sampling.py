@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,36 @@ def test_the_same_visits_give_the_same_completions_again(
         groups = sample_and_verify(*pools, prompts, REQUEST, 60.0).groups
         texts.append({group.prompt.visit: [completion.text for completion in group.completions] for group in groups})
     assert all(texts[1][visit] == texts[0][visit] for visit in (3, 4, 5))
+
+
+def test_prompts_that_are_too_many_for_one_step_give_the_same_completions(
+    materials: Materials, ray_cluster: None, tmp_path: Path
+) -> None:
+    config = load_config(SMALL, arguments(tmp_path, "x")[2:])
+    tokens = [token for prompt in materials.train for token in prompt.token_ids]
+    length = config.data.max_prompt_tokens - 1  # 8,192 is no multiple of it
+    prompts = [
+        replace(materials.train[0], visit=visit, token_ids=tuple(tokens[visit : visit + length]))
+        for visit in range(2 * 8192 // length)
+    ]
+    worker = start_rollout(config, {"num_cpus": 0.2}, materials.model_path, 0)
+    try:
+        together, few = (token_ids(worker, asked, replace(REQUEST, completions=1)) for asked in (prompts, prompts[-3:]))
+    finally:
+        ray.kill(worker)
+    assert len(together) == len(prompts)
+    assert few.items() <= together.items()
+
+
+def token_ids(worker: ActorHandle, prompts: Sequence[Prompt], request: SampleRequest) -> dict[int, list[int]]:
+    """By visit, of each prompt's one completion."""
+    ray.get(worker.submit.remote(prompts, request), timeout=60)
+    found: dict[int, list[int]] = {}
+    until = time.monotonic() + 60
+    while len(found) < len(prompts) and time.monotonic() < until:
+        for group in ray.get(worker.take.remote(5.0), timeout=20):
+            found[group.prompt.visit] = group.completions[0].token_ids.tolist()
+    return found
 
 
 class CountingRollouts(RolloutPool):
