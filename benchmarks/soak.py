@@ -128,14 +128,15 @@ def object_store() -> float | None:
 
 
 def summary(points: Sequence[tuple[int, float]], steps: int) -> dict[str, Any]:
-    """First and last value after the warm-up, the slope per 100 steps, and the medians of equal stretches of it all."""
+    """First and last value after the warm-up, the slope per 100 steps and its standard error, and the medians of equal
+    stretches of it all."""
     medians = [float(np.median(part)) for part in np.array_split(np.array(points)[:, 1], STRETCHES) if len(part)]
     kept = [(step, value) for step, value in points if step >= WARM_UP * steps]
-    if len({step for step, _ in kept}) < 2:
-        return {"first": points[0][1], "last": points[-1][1], "slope": 0.0, "medians": medians}
-    steps_at, values = np.array(kept).T
-    slope = float(np.polyfit(steps_at, values, 1)[0])
-    return {"first": kept[0][1], "last": kept[-1][1], "slope": 100 * slope, "medians": medians}
+    ends = {"first": (kept or points)[0][1], "last": (kept or points)[-1][1]}
+    if len({step for step, _ in kept}) < 3:
+        return {**ends, "slope": 0.0, "error": 0.0, "medians": medians}
+    (slope, _), covariance = np.polyfit(*np.array(kept).T, 1, cov=True)
+    return {**ends, "slope": 100 * float(slope), "error": 100 * float(covariance[0, 0]) ** 0.5, "medians": medians}
 
 
 def draw(memory: Mapping[str, Sequence[tuple[int, float]]], steps: int, path: Path) -> None:
@@ -179,7 +180,8 @@ def table(figures: Mapping[str, Any]) -> str:
     for who, memory in sorted(figures["megabytes"].items(), key=lambda item: -item[1]["last"]):
         files = figures["open_files"].get(who)
         opened = f"{files['first']:.0f} | {files['last']:.0f}" if files else "- | -"
-        rows.append(f"| {who} | {memory['first']:.1f} | {memory['last']:.1f} | {memory['slope']:+.2f} | {opened} |")
+        slope = f"{memory['slope']:+.2f} ± {memory['error']:.2f}"
+        rows.append(f"| {who} | {memory['first']:.1f} | {memory['last']:.1f} | {slope} | {opened} |")
     return "\n".join(rows)
 
 
