@@ -135,7 +135,8 @@ def summary(points: Sequence[tuple[int, float]], steps: int) -> dict[str, Any]:
     ends = {"first": (kept or points)[0][1], "last": (kept or points)[-1][1]}
     if len({step for step, _ in kept}) < 3:
         return {**ends, "slope": 0.0, "error": 0.0, "medians": medians}
-    (slope, _), covariance = np.polyfit(*np.array(kept).T, 1, cov=True)
+    at, values = np.array(kept).T
+    (slope, _), covariance = np.polyfit(at, values, 1, cov=True)
     return {**ends, "slope": 100 * float(slope), "error": 100 * float(covariance[0, 0]) ** 0.5, "medians": medians}
 
 
