@@ -103,11 +103,14 @@ def look(run: int, names: dict[tuple[int, str], str]) -> list[tuple[str, float, 
 
 
 def name(process: psutil.Process) -> str:
-    """What a process is: an actor's class, or the program."""
+    """What a process is: an actor's class, a module, or the program."""
     title = doing(process.pid)
     if title.startswith("ray::"):
         return title.removeprefix("ray::").partition(".")[0].strip()
-    words = [Path(word).stem for word in process.cmdline()[:3] if not word.startswith("-")]
+    line = process.cmdline()
+    if "-m" in line[:3]:
+        return line[line.index("-m") + 1]
+    words = [Path(word).stem for word in line[:3] if not word.startswith("-")]
     return words[-1] if words and words[0].startswith("python") else (words or [process.name()])[0]
 
 
