@@ -1,8 +1,9 @@
 """A long run's memory, open files and object store: `python -m benchmarks.soak [--steps 1000]`.
 
 The quickstart with a learning rate so small that every step goes on having something to learn. Every process of the run
-is looked at once in --every seconds; slopes are by least squares after the first half, which is warm-up. Draws
-docs/soak.png, records the slopes, and ends with 1 if one is over the limit. `--table` prints what is recorded.
+is looked at once in --every seconds; slopes are by least squares over the steps after the first fifth, which is
+warm-up. Draws docs/soak.png, records the slopes, and ends with 1 if one is over the limit. `--table` prints what is
+recorded.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from benchmarks.prey import doing, steps_done
 
 NAME = "soak"
 LIMIT_MB = 1.0  # of a process, per 100 steps
-WARM_UP = 0.5  # share of the steps
+WARM_UP = 0.2  # share of the steps
 STRETCHES = 20
 PLOT = ROOT / "docs" / "soak.png"
 STORE = "object store, MB"
@@ -39,7 +40,7 @@ Series = dict[str, list[tuple[int, float]]]
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks (%(default)s)")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between two looks (%(default)s)")
     parser.add_argument("--plot", type=Path, default=PLOT)
     parser.add_argument("--path", type=Path, default=RESULTS, help="where the figures are appended (%(default)s)")
     parser.add_argument("--table", action="store_true", help="print what was recorded last, and run nothing")
@@ -138,7 +139,8 @@ def summary(points: Sequence[tuple[int, float]], steps: int) -> dict[str, Any]:
     ends = {"first": (kept or points)[0][1], "last": (kept or points)[-1][1]}
     if len({step for step, _ in kept}) < 3:
         return {**ends, "slope": 0.0, "error": 0.0, "medians": medians}
-    at, values = np.array(kept).T
+    at = sorted({step for step, _ in kept})
+    values = [np.mean([value for step, value in kept if step == each]) for each in at]
     (slope, _), covariance = np.polyfit(at, values, 1, cov=True)
     return {**ends, "slope": 100 * float(slope), "error": 100 * float(covariance[0, 0]) ** 0.5, "medians": medians}
 
@@ -159,7 +161,7 @@ def draw(memory: Mapping[str, Sequence[tuple[int, float]]], steps: int, path: Pa
         level = np.median(megabytes[at >= WARM_UP * steps])
         stretches = np.array_split(np.array([at, megabytes - level]), 2 * STRETCHES, axis=1)
         medians = np.array([np.median(stretch, axis=1) for stretch in stretches]).T
-        after = medians[1, len(stretches) // 2 :]
+        after = medians[1, round(WARM_UP * len(stretches)) :]
         if moved := bool(np.ptp(after) >= 1):
             (line,) = axes.plot(*medians, label=f"{who} ({level:.0f} MB)", linewidth=1.5)
             axes.plot(at, megabytes - level, color=line.get_color(), linewidth=0.4, alpha=0.3)
