@@ -56,7 +56,7 @@ def environment(device: Device) -> dict[str, str]:
 def batched_tokens(max_tokens: int, max_running: int, device: Device) -> int:
     """How many tokens one of vLLM's steps computes at most, of prompts and of completions.
 
-    On a CPU more would not be faster, only larger: every step's tensors have about one size, and memory is flat.
+    On a CPU more makes tensors larger and of another size every time, for which the heap grows.
     """
     return max(max_tokens, 8192) if device == "cuda" else max(max_tokens + max_running, 1024)
 
