@@ -39,10 +39,6 @@ CPU_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # loading threads wait asleep: spinning beside others took four times as long
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "TORCHDYNAMO_DISABLE": "1",  # vLLM compiles a log-prob helper even when eager; that needs a C++ compiler
-    # Memory once used stays for the next weight update, which otherwise spends a third of its time on getting pages.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
 }
 
 BLOCK_SIZE = 32  # tokens of a KV-cache block; vLLM's 128 on CPU caches no prompt shorter than that

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from actors.allocator import allocator_environment
 from actors.crew import OPTION, Crew
 from actors.engine import BLOCK_SIZE, ONEDNN_ENVIRONMENT, Device, EngineOptions, environment
 from actors.restarts import Restarts
@@ -149,7 +150,8 @@ def start_rollout(
     config: Config, where: Mapping[str, Any], model_path: Path, version: int, device: Device = "cpu"
 ) -> ActorHandle:
     """A rollout worker. where: `.options()` that say what of Ray's resources it takes."""
-    options = {"max_concurrency": CONCURRENT_CALLS, "runtime_env": {"env_vars": environment(device)}}
+    env_vars = {**environment(device), **(allocator_environment() if device == "cpu" else {})}
+    options = {"max_concurrency": CONCURRENT_CALLS, "runtime_env": {"env_vars": env_vars}}
     actor = watched(RolloutWorker).options(**options, **where)
     return actor.remote(engine_options(config, model_path, device), config.cluster.deadline_seconds, version)
 

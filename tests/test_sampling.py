@@ -9,10 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray.actor import ActorHandle
 
+from actors.allocator import JEMALLOC, allocator_environment
 from actors.crew import Crew
 from actors.engine import Sampling
 from actors.rollout_pool import RolloutPool
@@ -69,6 +71,23 @@ def actors(config: Config, materials: Materials, ray_cluster: None) -> Iterator[
     ray.get(verifier.close.remote(), timeout=20)
     for actor in (worker, verifier):
         ray.kill(actor)
+
+
+def test_a_worker_allocates_with_jemalloc_and_what_its_user_preloads_stays(
+    actors: tuple[ActorHandle, ActorHandle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heap of glibc has holes after hours, and grows when a step's tensors fit none of them."""
+    worker, verifier = actors
+    assert str(JEMALLOC) in libraries(worker)
+    assert str(JEMALLOC) not in libraries(verifier)
+    monkeypatch.setenv("LD_PRELOAD", "libtcmalloc.so")
+    assert {"LD_PRELOAD", "MALLOC_CONF"}.isdisjoint(allocator_environment())
+
+
+def libraries(actor: ActorHandle) -> set[str]:
+    """The files that its process has mapped."""
+    process = psutil.Process(ray.get(actor.__ray_call__.remote(lambda _: os.getpid()), timeout=20))
+    return {mapped.path for mapped in process.memory_maps()}
 
 
 def test_groups_are_verified_while_others_generate_and_come_back_in_visit_order(
