@@ -35,6 +35,7 @@ from learner.lora import Adapters
 from learner.policy import load_policy
 from learner.rank import LearnerRank, RankOptions
 from tests.learner_cases import REPOSITORY, Batch
+from tests.learner_process import leave
 
 DEADLINE_SECONDS = 240.0
 
@@ -212,3 +213,4 @@ def _started(folder: Path, rank: int, ranks: int, port: str) -> Iterator[subproc
 if __name__ == "__main__":
     torch.manual_seed(0)
     main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
+    leave()
