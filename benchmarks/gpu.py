@@ -47,8 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USAGE
     chosen = [part for name, part in parts.items() if not given.only or name in given.only]
     if given.here:
-        found = [asdict(row) for row in chosen[0].run(setting)]
-        given.here.write_text(json.dumps(found, allow_nan=False))
+        with given.here.open("w") as answer:
+            for row in chosen[0].run(setting):
+                print(json.dumps(asdict(row), allow_nan=False), file=answer, flush=True)
         return 0
     begun = time.monotonic()
     rows, whole = run_stage(given, chosen, setting)
@@ -91,21 +92,21 @@ def run_stage(given: argparse.Namespace, parts: Sequence[Part], setting: Setting
     rows: list[Row] = []
     whole = True
     for part in parts:
-        name = f"{given.stage} {part.name}"
+        name, new = f"{given.stage} {part.name}", list[Row]()
         if not deadline.left:
-            found: list[Row] | str = "not run: the stage's time was over"
+            fault = "not run: the stage's time was over"
         else:
-            found = run_part(given, part, setting, min(part.seconds, deadline.left))
-        whole = whole and isinstance(found, list)
-        new = [Row(name, found)] if isinstance(found, str) else found
+            new, fault = run_part(given, part, setting, min(part.seconds, deadline.left))
+        whole = whole and not fault
+        new += [Row(name, fault)] if fault else []
         for row in new:
             print(f"[{name}] {row.what}: {row.measured} {row.judgement}".rstrip(), flush=True)
         rows += new
     return rows, whole
 
 
-def run_part(given: argparse.Namespace, part: Part, setting: Setting, seconds: float) -> list[Row] | str:
-    """Its rows, or in a sentence why there are none."""
+def run_part(given: argparse.Namespace, part: Part, setting: Setting, seconds: float) -> tuple[list[Row], str]:
+    """Its rows, as far as it came, and in a sentence why there are no more; empty if it ran whole."""
     log, answer = (given.out / f"{given.stage}-{part.name}.{kind}" for kind in ("log", "json"))
     answer.unlink(missing_ok=True)
     where = ["--device", given.device, "--models", str(setting.models), *(["--tiny"] if given.tiny else [])]
@@ -121,13 +122,16 @@ def run_part(given: argparse.Namespace, part: Part, setting: Setting, seconds: f
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return f"failed: not done after {seconds:.0f} s; see {log}"
+            code = None
         finally:
             end(process)
+    rows = [Row(**json.loads(line)) for line in answer.read_text().splitlines()] if answer.exists() else []
+    if code is None:
+        return rows, f"failed: not done after {seconds:.0f} s; see {log}"
     if code:
         lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        return f"failed: {lines[-1][-LAST_WORDS:] if lines else f'exit code {code}'}; see {log}"
-    return [Row(**row) for row in json.loads(answer.read_text())]
+        return rows, f"failed: {lines[-1][-LAST_WORDS:] if lines else f'exit code {code}'}; see {log}"
+    return rows, ""
 
 
 def environment(device: str) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -165,6 +167,24 @@ def test_what_takes_too_long_is_ended_and_said_and_the_rest_is_not_begun(tmp_pat
     rows = recorded(tmp_path)
     assert str(rows["smoke environment"].value).startswith("failed: not done after 0 s; see ")
     assert rows["smoke bfloat16"].value == "not run: the stage's time was over"
+
+
+def test_what_was_measured_before_it_took_too_long_is_kept(
+    tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process in a part's place, which gives a row and hangs. Its arguments: -m benchmarks.gpu ... --here FILE."""
+    slow = tmp_path / "slow"
+    slow.write_text(f"""#!/bin/sh
+while [ "$1" != --here ]; do shift; done
+echo '{json.dumps(asdict(Row("the first run", 3.0, "s")))}' > "$2"
+sleep 60
+""")
+    slow.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    assert run("regimes", tmp_path, models, "--only", "dash", "--seconds", "3") == 1
+    rows = recorded(tmp_path)
+    assert rows["the first run"].measured == "3 s"
+    assert str(rows["regimes dash"].value).startswith("failed: not done after 3 s; see ")
 
 
 def test_a_part_that_fails_costs_no_other(tmp_path: Path) -> None:

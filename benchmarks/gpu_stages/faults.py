@@ -30,6 +30,7 @@ from cluster.turns import Turns
 RUN_SECONDS = 200.0
 STEPS, TINY_STEPS, SAVE_EVERY = 10, 8, 2
 CYCLES, TINY_CYCLES = 200, 20
+CYCLES_SECONDS = 120.0  # after which those not made are left out, and said so
 SETTLED = 5  # cycles after which memory should not grow
 LEAK_MIB = 64.0
 SIDES = {"the rollout worker": WORKER, "the learner rank": LEARNER}
@@ -44,16 +45,17 @@ def parts(setting: Setting) -> list[Part]:
 # -- whole runs -----------------------------------------------------------------------------------
 
 
-def kills(setting: Setting) -> list[Row]:
+def kills(setting: Setting) -> Iterator[Row]:
     """SIGKILL to the rollout worker of a run, which goes on with another; then to the run itself, which is resumed."""
     steps = setting.size(STEPS, TINY_STEPS)
     idle = used_gpu_memory() if setting.device == "cuda" else 0.0
     with begun(setting, steps) as (run, folder):
-        rows = worker_killed(run, folder)
+        yield from worker_killed(run, folder)
         await_(lambda: steps_done(folder) >= steps - 2, f"step {steps - 2}", run)
         run.kill()
         run.wait(60)
-        rows += [memory_left(idle)] if setting.device == "cuda" else []
+        if setting.device == "cuda":
+            yield memory_left(idle)
         again = start("--resume", str(folder))
         try:
             said = end(again)
@@ -62,8 +64,7 @@ def kills(setting: Setting) -> list[Row]:
         status, seen = status_of(folder), updates(folder)
     lost = status["prompts"]["handed_out"] - status["prompts"]["trained"]
     resumed = re.search(r"starting vLLM and DeepSpeed with .*(step_\d+)", said)
-    return [
-        *rows,
+    yield from (
         Row("driver killed: went on at", resumed[1] if resumed else "the start"),
         Row("both killed: the run is", str(status["state"])),
         Row("both killed: steps", len(seen), least=steps, most=steps),
@@ -74,7 +75,7 @@ def kills(setting: Setting) -> list[Row]:
             "nats",
             most=0.005,
         ),
-    ]
+    )
 
 
 def worker_killed(run: subprocess.Popen[str], folder: Path) -> list[Row]:
@@ -148,21 +149,23 @@ def sleep(setting: Setting) -> list[Row]:
         both.learn(both.sample(prompts))  # the optimizer has states from now on
         both.push()
         asleep, before = 0.0, memory(setting)
-        begun = time.monotonic()
-        for cycle in range(1, cycles + 1):
+        begun, deadline, cycle = time.monotonic(), Deadline(CYCLES_SECONDS), 0
+        while cycle < cycles and deadline.left:
+            cycle += 1
             both.turns.learning()
             asleep = used_gpu_memory() if setting.device == "cuda" else 0.0
             both.turns.sampling()
             if cycle == SETTLED:
                 before = memory(setting)
-        seconds, after = (time.monotonic() - begun) / cycles, memory(setting)
+        seconds, after = (time.monotonic() - begun) / cycle, memory(setting)
         difference = both.difference(both.sample(prompts))[0]
     grown = {who: (after[who] - before[who]) / MIB for who in before}
     on_gpu = setting.device == "cuda"
     freed = (after["the GPU"] - asleep) / MIB if on_gpu else "nothing sleeps on a CPU but the optimizer"
     return [
-        Row(f"a turn, mean of {cycles}", seconds, "s"),
-        *(Row(f"grown over {cycles} turns: {who}", size, "MiB", most=LEAK_MIB) for who, size in grown.items()),
+        Row("turns", cycle, least=cycles),
+        Row("a turn, mean", seconds, "s"),
+        *(Row(f"grown over {cycle} turns: {who}", size, "MiB", most=LEAK_MIB) for who, size in grown.items()),
         Row("GPU memory, sampling less learning", freed, "MiB"),
         Row("mean log-prob difference after", difference, "nats", most=0.005),
     ]

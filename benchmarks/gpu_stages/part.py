@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict, TypeVar
@@ -35,7 +35,7 @@ class Setting:
         return tiny if self.tiny else real
 
     def goal(self, least: float | None = None, most: float | None = None) -> Bounds:
-        """A goal that was set for one H100: none elsewhere, and none at toy sizes."""
+        """A goal that was set for one H100: none on a CPU, and none at toy sizes."""
         real = self.device == "cuda" and not self.tiny
         return Bounds(least=least if real else None, most=most if real else None)
 
@@ -76,10 +76,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """Something a stage measures. seconds: after so many it is ended."""
+    """Something a stage measures. run: gives its rows, one by one if it is long. seconds: after so many it is ended."""
 
     name: str
-    run: Callable[[Setting], list[Row]]
+    run: Callable[[Setting], Iterable[Row]]
     seconds: float
 
 

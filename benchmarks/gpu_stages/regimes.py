@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 
 from benchmarks.dash import variants
@@ -21,20 +22,19 @@ def parts(setting: Setting) -> list[Part]:
     return [Part("dash", dash, TEACH_SECONDS + len(CHOSEN) * RUN_SECONDS), *ahead]
 
 
-def dash(setting: Setting) -> list[Row]:
+def dash(setting: Setting) -> Iterator[Row]:
     """Seconds of all steps, as many completions in each run, and their ratio to those of the first."""
     prompts, completions, small, steps = setting.size((64, 8, 64, 4), (4, 4, 4, 1))
     several = list(variants(steps, prompts, completions, small).items())
     batch = (f"rollout.prompts_per_batch={prompts}", f"training.steps={steps}")
-    rows, first = [], None
+    first = None
     for name, options in (several[place] for place in CHOSEN):
         chosen = settings(setting, taught_model(setting), *batch, *options)
         found = measure(*chosen, deadline_seconds=RUN_SECONDS)
         first = first or found["step_seconds"]
         filtered = found["policy/filtered"] if found["updates"] else 1.0  # a mean over updates; without any, all were
-        rows.append(Row(name, found["step_seconds"], f"s, {100 * filtered:.0f} % filtered"))
-        rows.append(Row(f"{name}: ratio", found["step_seconds"] / first))
-    return rows
+        yield Row(name, found["step_seconds"], f"s, {100 * filtered:.0f} % filtered")
+        yield Row(f"{name}: ratio", found["step_seconds"] / first)
 
 
 def overlap(setting: Setting, staleness: int) -> list[Row]:
