@@ -1,30 +1,39 @@
-"""What serves a CPU rollout worker's memory, so that it stays what it is over thousands of steps."""
+"""What serves the memory of processes that compute on a CPU, so that it stays what it is over thousands of steps."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import ray
 
 JEMALLOC = Path(ray.__file__).parent / "core" / "libjemalloc.so"  # Ray's wheel brings it for its own processes
 
-# Nothing once used is given back, whatever its size: the next weight update would spend a third of its time on getting
-# pages again. jemalloc finds room by size, where glibc's heap grows if none of its holes fits the largest tensor.
-_JEMALLOC_SETTINGS = "narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0"
-_GLIBC_SETTINGS = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**30),
+# jemalloc finds room by size, where glibc's heap grows whenever none of its holes fits a tensor.
+_JEMALLOC = {
+    "keeps": "narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0",
+    "gives back": "narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0,background_thread:true",
+}
+_GLIBC = {
+    "keeps": {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_THRESHOLD_": str(2**30),
+        "MALLOC_TRIM_THRESHOLD_": str(2**30),
+    },
+    "gives back": {},
 }
 
 
-def allocator_environment() -> dict[str, str]:
-    """What the process needs from its start: jemalloc, and the same said to glibc for where that is not to be had.
+def allocator_environment(kind: Literal["keeps", "gives back"]) -> dict[str, str]:
+    """What a process needs in its environment from its start: jemalloc, and what says the same to glibc where that is
+    not to be had.
 
-    Whoever preloads libraries themselves keeps theirs. A node without this file says so in the worker's log and goes
-    on with glibc.
+    kind: "keeps" what was used once, as a rollout worker must: a weight update would spend a third of its time on
+    getting pages again; "gives back" what was not used for a second, for a process with tensors of many sizes. Whoever
+    preloads libraries themselves keeps theirs. A node without this file says so in the process's log and goes on with
+    glibc.
     """
     if "LD_PRELOAD" in os.environ or not JEMALLOC.exists():
-        return _GLIBC_SETTINGS
-    return {**_GLIBC_SETTINGS, "LD_PRELOAD": str(JEMALLOC), "MALLOC_CONF": _JEMALLOC_SETTINGS}
+        return _GLIBC[kind]
+    return {**_GLIBC[kind], "LD_PRELOAD": str(JEMALLOC), "MALLOC_CONF": _JEMALLOC[kind]}

@@ -89,7 +89,7 @@ def start_actors(
         rollouts = Crew("rollout worker", workers, seconds, rollout, restarts)
         places = range(len(placement.verifiers))
         verifiers = Crew("verifier", [verifier(place) for place in places], seconds, verifier, restarts)
-        ranks = _ranks(config, placement, reservation, model_path, reference_path)
+        ranks = _ranks(config, placement, reservation, model_path, reference_path, device)
         for who, actors in ((rollouts.kind, workers), ("learner rank", ranks), (verifiers.kind, verifiers.actors)):
             references = [ask(actor.ready) for actor in actors]
             wait_for(references, seconds, f"A {who} (starting)", OPTION)
@@ -150,7 +150,7 @@ def start_rollout(
     config: Config, where: Mapping[str, Any], model_path: Path, version: int, device: Device = "cpu"
 ) -> ActorHandle:
     """A rollout worker. where: `.options()` that say what of Ray's resources it takes."""
-    env_vars = {**environment(device), **(allocator_environment() if device == "cpu" else {})}
+    env_vars = {**environment(device), **(allocator_environment("keeps") if device == "cpu" else {})}
     options = {"max_concurrency": CONCURRENT_CALLS, "runtime_env": {"env_vars": env_vars}}
     actor = watched(RolloutWorker).options(**options, **where)
     return actor.remote(engine_options(config, model_path, device), config.cluster.deadline_seconds, version)
@@ -163,12 +163,19 @@ def start_verifier(config: Config, where: Mapping[str, Any]) -> ActorHandle:
 
 
 def _ranks(
-    config: Config, placement: Placement, reservation: Reservation, model_path: Path, reference_path: Path
+    config: Config,
+    placement: Placement,
+    reservation: Reservation,
+    model_path: Path,
+    reference_path: Path,
+    device: Device,
 ) -> list[ActorHandle]:
     if not placement.ranks:
         return []
     address, port = reservation.address(placement.ranks[0])
     env_vars = {"OMP_NUM_THREADS": str(placement.learner_threads), **ONEDNN_ENVIRONMENT}
+    if device == "cpu":
+        env_vars |= allocator_environment("gives back")
     actor = watched(LearnerRank)
     return [
         actor.options(runtime_env={"env_vars": env_vars}, **reservation.options(seat)).remote(
