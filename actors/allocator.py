@@ -8,14 +8,16 @@ from typing import Literal
 
 import ray
 
+Kind = Literal["keeps", "gives back"]
+
 JEMALLOC = Path(ray.__file__).parent / "core" / "libjemalloc.so"  # Ray's wheel brings it for its own processes
 
 # jemalloc finds room by size, where glibc's heap grows whenever none of its holes fits a tensor.
-_JEMALLOC = {
+_JEMALLOC: dict[Kind, str] = {
     "keeps": "narenas:1,dirty_decay_ms:-1,muzzy_decay_ms:-1,oversize_threshold:0",
     "gives back": "narenas:1,dirty_decay_ms:1000,muzzy_decay_ms:0,background_thread:true",
 }
-_GLIBC = {
+_GLIBC: dict[Kind, dict[str, str]] = {
     "keeps": {
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_THRESHOLD_": str(2**30),
@@ -25,9 +27,8 @@ _GLIBC = {
 }
 
 
-def allocator_environment(kind: Literal["keeps", "gives back"]) -> dict[str, str]:
-    """What a process needs in its environment from its start: jemalloc, and what says the same to glibc where that is
-    not to be had.
+def allocator_environment(kind: Kind) -> dict[str, str]:
+    """What a process needs in its environment from its start: jemalloc, and for glibc the same, where that is missing.
 
     kind: "keeps" what was used once, as a rollout worker must: a weight update would spend a third of its time on
     getting pages again; "gives back" what was not used for a second, for a process with tensors of many sizes. Whoever

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from configs.errors import RunError, UsageError
 
@@ -29,6 +29,8 @@ def wait_for(
         raise RunError(late(who, seconds, option)) from None
     except RayActorError as error:
         raise lost(f"{who} has died: {_cause(error)} {WHERE_LOGS_ARE}") from None
+    except ObjectLostError:  # large answers stay with their actor's node until they are fetched
+        raise lost(f"{who} has answered, but its node died before the answer was fetched.") from None
     except RayTaskError as error:
         if isinstance(error.cause, RunError | UsageError):
             raise type(error.cause)(*error.cause.args) from None

@@ -92,9 +92,11 @@ def attempt(
         )
         return _loop(run, state.step)
     finally:
-        if tensorboard is not None:
-            tensorboard.close()
-        actors.stop()
+        try:
+            if tensorboard is not None:
+                tensorboard.close()
+        finally:
+            actors.stop()
 
 
 def _optimal_values(

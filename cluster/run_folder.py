@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UsageError
+from configs.errors import RunError, UsageError
 from data.records import Group
 from data.rollouts import write_groups
 
 
 class RunFolder:
-    """Paths and small files of one run. Nothing here stops a run silently: write errors propagate."""
+    """Paths and small files of one run. What cannot be written is a RunError that names it."""
 
     def __init__(self, path: Path, changed: Callable[[], None] = lambda: None) -> None:
         self.path = path
@@ -48,10 +49,11 @@ class RunFolder:
         return self.path / "rollouts" / f"step_{step:06d}.parquet"
 
     def write_rollouts(self, step: int, groups: Sequence[Group]) -> None:
-        write_groups(self.rollouts(step), groups)
+        with written(self.rollouts(step)):
+            write_groups(self.rollouts(step), groups)
 
     def append_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        with self.metrics.open("a") as out:
+        with written(self.metrics), self.metrics.open("a") as out:
             out.write(json.dumps({"step": step, **metrics}) + "\n")
 
     def read_metrics(self) -> list[dict[str, Any]]:
@@ -72,7 +74,8 @@ class RunFolder:
     def write_status(self, state: str, **facts: Any) -> None:
         """status.json: `running`, `finished`, `interrupted` or `failed`, and what else is worth knowing."""
         status = {"state": state, "pid": os.getpid(), "time": time.time(), **facts}
-        _write_whole(self._status, json.dumps(status, indent=1) + "\n")
+        with written(self._status):
+            _write_whole(self._status, json.dumps(status, indent=1) + "\n")
 
     def write_failure(self, error: BaseException, resume: str | None) -> None:
         """status.json: `failed`, with the error and how to go on, beside what was known before."""
@@ -83,6 +86,18 @@ class RunFolder:
     @property
     def _status(self) -> Path:
         return self.path / "status.json"
+
+
+@contextmanager
+def written(path: Path) -> Iterator[None]:
+    """Within, an OSError becomes a RunError that says which file it is and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} could not be written: {error.strerror or error}. Make room on its disk, or mend it, and go on "
+            "from the newest checkpoint with --resume."
+        ) from error
 
 
 def _write_whole(path: Path, text: str) -> None:

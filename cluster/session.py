@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from actors.restarts import Restarts
@@ -24,6 +25,7 @@ from cluster.ray_session import ray_session
 from cluster.resume import Resumed
 from cluster.run_folder import RunFolder
 from cluster.run_place import RunPlace, leave, new_place
+from configs.errors import RunError
 from configs.loading import dump_config
 from configs.schema import Config
 
@@ -58,7 +60,8 @@ def run_session(config: Config, recipe: str, resumed: Resumed | None, display: D
                 folder.write_status("interrupted", resume=_resume_command(config, folder, where))
                 raise
             except BaseException as error:  # whatever ends the run is written down, then goes on
-                folder.write_failure(error, _resume_command(config, folder, where))
+                with suppress(RunError):  # of the same full disk
+                    folder.write_failure(error, _resume_command(config, folder, where))
                 display.say(f"the run failed; {_how_to_go_on(config, folder, where)}")
                 raise
             _record(config, folder, where, outcome)

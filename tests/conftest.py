@@ -36,8 +36,8 @@ GRACE_SECONDS = float(os.environ.get("POCKETGRPO_TEST_GRACE_SECONDS", "10"))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave `long` tests out unless -m says otherwise or a test is named by its node id."""
-    if config.option.markexpr or any("::" in argument for argument in config.args):
+    """Leave `long` tests out unless -m names them or a test is named by its node id."""
+    if "long" in config.option.markexpr or any("::" in argument for argument in config.args):
         return
     long = [item for item in items if item.get_closest_marker("long")]
     if long:

@@ -40,12 +40,13 @@ def test_a_run_that_leaves_something_behind_fails(tmp_path: Path, body: str, sai
     assert said is None or said in done.stdout.partition("left behind by the tests")[2]
 
 
-@pytest.mark.parametrize("arguments", [[], ["-m", "long"]], ids=["plain", "-m long"])
+@pytest.mark.parametrize("arguments", [[], ["-m", "faults"], ["-m", "long"]], ids=["plain", "-m faults", "-m long"])
 def test_long_tests_run_only_when_asked_for(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST.read_text())
-    planted = "import pytest\n\ndef test_short(): pass\n\n@pytest.mark.long\ndef test_long(): pass\n"
+    short = "@pytest.mark.faults\ndef test_short(): pass\n\n"
+    planted = f"import pytest\n\n{short}@pytest.mark.long\n@pytest.mark.faults\ndef test_long(): pass\n"
     (tmp_path / "test_planted.py").write_text(planted)
     command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", str(tmp_path), *arguments]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
     assert "1 passed, 1 deselected" in said
-    assert ("test_long PASSED" in said) == bool(arguments)
+    assert ("test_long PASSED" in said) == ("long" in arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -91,7 +92,8 @@ def test_everyone_who_can_die_or_freeze_does_once_and_nothing_changes(undisturbe
 
 
 @pytest.mark.long
-def test_one_of_two_ranks_dies_while_the_other_waits_for_it(undisturbed: Path, tmp_path: Path) -> None:
+def test_one_of_two_ranks_dies_while_the_other_waits_for_it(tmp_path: Path) -> None:
+    ended(begun(tmp_path, "left alone", "cluster.learner_ranks=2"))
     run, folder = begun(tmp_path, "ranks", "cluster.learner_ranks=2"), tmp_path / "ranks"
     await_(lambda: steps_done(folder) >= 2, "step 2", run)
     _, second = actors(run.pid, LEARNER)
@@ -99,6 +101,34 @@ def test_one_of_two_ranks_dies_while_the_other_waits_for_it(undisturbed: Path, t
     output = ended(run)
     assert "The learner was lost and is started again" in output
     assert status(folder)["prompts"]["trained"] == 8 * STEPS
+    assert_same(folder, tmp_path / "left alone")
+
+
+FULL_DISK = """
+import resource, sys
+import cluster.attempt
+from cluster.train import main
+
+step = cluster.attempt.train_step
+
+def and_then_the_disk_is_full(*arguments):
+    answer = step(*arguments)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return answer
+
+cluster.attempt.train_step = and_then_the_disk_is_full
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_disk_that_is_full_for_the_driver_ends_the_run_by_name(tmp_path: Path) -> None:
+    """After the first step the system lets no file of the driver's grow, its status.json neither."""
+    command = [sys.executable, "-c", FULL_DISK, *arguments(tmp_path, "full", *SETTINGS)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(r"could not be written: .*File too large\. Make room on its disk", done.stderr), done.stderr
+    assert "the run failed" in done.stdout
+    assert status(tmp_path / "full")["state"] in ("starting", "running"), "the last that could be written"
 
 
 def test_sampling_ahead_loses_nothing_when_a_worker_dies(tmp_path: Path) -> None:
@@ -176,8 +206,47 @@ def started_in(cluster: Cluster, *command: str) -> subprocess.Popen[str]:
     """A Python program whose Ray is this cluster, output to be read."""
     environment = os.environ | {"RAY_ADDRESS": cluster.address}
     return subprocess.Popen(
-        [sys.executable, "-u", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        [sys.executable, "-u", *command],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=environment,
     )
+
+
+FAR = """
+import sys, ray
+from actors.waiting import ActorLost, wait_for
+
+ray.init(log_to_driver=False)
+
+@ray.remote(num_cpus=1)
+class Far:
+    def answer(self):
+        return bytes(10**6)  # more than Ray sends along
+
+far = Far.remote()
+answer = far.answer.remote()
+assert ray.wait([answer], fetch_local=False, timeout=60)[0]
+print("answered", flush=True)
+sys.stdin.readline()
+try:
+    wait_for([answer], 60, "The far actor", "cluster.deadline_seconds")
+except ActorLost as error:
+    print(error)
+"""
+
+
+def test_an_answer_that_is_lost_with_its_node_is_an_actor_lost() -> None:
+    with made_cluster() as made:
+        node = add(made, num_cpus=1)
+        with started_in(made, "-c", FAR) as run:
+            assert run.stdout is not None and "answered\n" in iter(run.stdout.readline, "")
+            made.remove_node(node, allow_graceful=False)
+            said, _ = run.communicate("\n", timeout=90)
+    assert "The far actor has answered, but its node died before the answer was fetched.\n" in said
 
 
 @pytest.fixture
