@@ -34,11 +34,14 @@ def train(config: Config, name: str = "run") -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command: hands on to the command named first."""
+    from cluster.interrupts import stop_when_told
     from cluster.terminal import escape_crashes
 
     escape_crashes()
     arguments = list(sys.argv[1:] if argv is None else argv)
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if command in ("train", "evaluate"):
+        stop_when_told()
     if command == "train":
         from cluster.train import main as train_main
 

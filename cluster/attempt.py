@@ -13,6 +13,7 @@ from cluster.checkpoints import BUFFER, Checkpoints, LoopState
 from cluster.curation import make_sampler
 from cluster.guards import Guards
 from cluster.interrupts import Interrupts
+from cluster.learner_group import LearnerLost
 from cluster.loop import Outcome, Run, sample_request, train_loop, train_step
 from cluster.materials import Materials
 from cluster.optimal_values import RewardFile, beside_dataset, optimal_values
@@ -142,7 +143,11 @@ def _loop(run: Run, done: int) -> Outcome:
     try:
         with Interrupts() as interrupts:
             take_step = supervised_step if run.config.learner.supervised else train_step
-            return train_loop(run, done, interrupts, take_step)
+            try:
+                return train_loop(run, done, interrupts, take_step)
+            except LearnerLost:
+                interrupts.obey()  # rather than start again for somebody who wants it to end
+                raise
     finally:
         run.checkpoints.settle()
         run.samples.close()

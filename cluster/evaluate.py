@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from cluster.interrupts import Interrupts, exit_code_of, stop_when_told
 from cluster.terminal import escape_crashes, say_error
-from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
+from configs.errors import FAILURE, USAGE, RunError, UsageError
 
 if TYPE_CHECKING:
     from cluster.materials import Say
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m cluster.evalu
     except RunError as error:
         say_error(f"{error} Finished problems stay: the same command goes on.")
         return FAILURE
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as told:
         print("interrupted; the same command goes on where this one was", file=sys.stderr)
-        return INTERRUPTED
+        return exit_code_of(told)
 
 
 def evaluate(request: Request) -> int:
@@ -91,7 +91,6 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
     from actors.restarts import Restarts
     from actors.rollout_worker import SampleRequest
     from cluster.engine_fit import check_kv_cache
-    from cluster.interrupts import Interrupts
     from cluster.nodes import nodes_for_actors
     from cluster.placement import place
     from cluster.start import start_actors
@@ -128,5 +127,5 @@ def _sample_tasks(subject: Subject, tasks: Sequence[str], request: Request, say:
 
 if __name__ == "__main__":
     escape_crashes()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_when_told()
     sys.exit(main())

@@ -1,4 +1,7 @@
-"""Ctrl-C and SIGTERM: the first asks the loop to stop after the step under way, the second leaves at once."""
+"""Ctrl-C and SIGTERM: the first asks the loop to stop after the step under way, the second leaves at once.
+
+Where no loop runs, either is a `ToldToStop`.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,29 @@ import threading
 from types import FrameType
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class ToldToStop(KeyboardInterrupt):
+    """exit_code: what the process shall exit with, 130 or 143."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__()
+        self.exit_code = exit_code
+
+
+def stop_when_told() -> None:
+    """Raise ToldToStop at Ctrl-C and SIGTERM from now on; for a command, before it does anything."""
+    for number in EXIT_CODES:
+        signal.signal(number, _raise)
+
+
+def exit_code_of(told: KeyboardInterrupt) -> int:
+    """Python's own KeyboardInterrupt is a Ctrl-C."""
+    return told.exit_code if isinstance(told, ToldToStop) else EXIT_CODES[signal.SIGINT]
+
+
+def _raise(number: int, _: FrameType | None) -> None:
+    raise ToldToStop(EXIT_CODES[signal.Signals(number)])
 
 
 class Interrupts:
@@ -26,6 +52,11 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def obey(self) -> None:
+        """ToldToStop if there was a signal: where the loop cannot go on to the end of its step."""
+        if self.exit_code is not None:
+            raise ToldToStop(self.exit_code)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         code = EXIT_CODES[signal.Signals(number)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 
+from cluster.interrupts import exit_code_of, stop_when_told
 from cluster.terminal import escape_crashes, say_error
 from configs.command_line import Arguments, parse_arguments
-from configs.errors import FAILURE, INTERRUPTED, USAGE, RunError, UsageError
+from configs.errors import FAILURE, USAGE, RunError, UsageError
 from configs.loading import dump_config
 from configs.urls import is_url
 
@@ -31,9 +31,9 @@ def main(
     except RunError as error:
         say_error(error)
         return FAILURE
-    except KeyboardInterrupt:
-        print("interrupted before the first step; there is nothing to resume", file=sys.stderr)
-        return INTERRUPTED
+    except KeyboardInterrupt as told:
+        print("interrupted before anything was started or changed", file=sys.stderr)
+        return exit_code_of(told)
 
 
 def plan(arguments: Arguments) -> int:
@@ -68,5 +68,5 @@ def train(arguments: Arguments) -> int:
 
 if __name__ == "__main__":
     escape_crashes()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_when_told()
     sys.exit(main())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-FAILURE, USAGE, INTERRUPTED = 1, 2, 130  # exit codes
+FAILURE, USAGE = 1, 2  # exit codes
 
 
 class _Message(Exception):

@@ -125,6 +125,14 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def title(process: psutil.Process) -> str:
+    """Its command line, which Ray's actors set to what they are; empty if it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

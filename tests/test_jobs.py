@@ -15,10 +15,11 @@ import requests
 import yaml
 from ray._private.runtime_env.packaging import create_package
 
-from tests.running_cluster import RunningCluster, marked, running_cluster, wait_until
+from tests.running_cluster import RunningCluster, marked, running_cluster, title, wait_until
 from tests.small_run import CACHE, ROOT, SMALL, metrics, status
 
 JOB_SECONDS = 280.0
+STOP_SECONDS = 30.0
 UPLOAD_BYTES = 4 * 2**20
 pytestmark = pytest.mark.timeout(900)  # two whole runs and a cluster, on machines that do other work, too
 
@@ -28,6 +29,12 @@ def cluster() -> Iterator[RunningCluster]:
     with running_cluster() as there:
         yield there
     assert marked(there.folder.name) == [], "nothing of the cluster may be left"
+
+
+def actors_of(cluster: RunningCluster) -> list[str]:
+    """The titles of the processes in which its runs' actors live."""
+    kinds = ("ray::RolloutWorker", "ray::LearnerRank", "ray::Verifier")
+    return [name for name in map(title, marked(cluster.folder.name)) if name.startswith(kinds)]
 
 
 def train(*arguments: str) -> list[str]:
@@ -102,8 +109,10 @@ def test_a_run_is_seen_stopped_and_resumed(cluster: RunningCluster, tmp_path: Pa
     cluster.submit("refused", *train("training.steps=1"))
     there = tmp_path / "there" / "run"
     wait_until((there / "checkpoints" / "step_000002" / "manifest.json").exists, JOB_SECONDS, "a mirrored checkpoint")
+    assert len(actors_of(cluster)) == 3
     cluster.ray_job("stop", "stopped")
     assert cluster.state("stopped") == "STOPPED"
+    wait_until(lambda: not actors_of(cluster), STOP_SECONDS, "the end of the stopped job's actors")
     log = cluster.log("stopped")
     assert "\x1b" not in log and "Traceback" not in log and "SIGTERM received" not in log
     assert log.index("run folder: file://") < log.index("Ray dashboard") < log.index("step    1  reward")

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from tests.footprint import Footprint
+from tests.running_cluster import title
 from tests.small_run import arguments, start, status
 
 SECONDS = 240.0  # of a start, on a machine that does much else
@@ -29,9 +30,13 @@ class Run:
         self.folder, self.footprint = folder / "run", Footprint()
         self._process: subprocess.Popen[str] | None = None
 
+    def begin(self, *more: str) -> subprocess.Popen[str]:
+        self._process = start(*arguments(self.folder.parent, "run", *SETTINGS, *more), **self.footprint.mark)
+        return self._process
+
     def make_steps(self, *more: str) -> subprocess.Popen[str]:
         """Start it and wait until it has made two steps; its ports are looked at all the while."""
-        self._process = process = start(*arguments(self.folder.parent, "run", *SETTINGS, *more), **self.footprint.mark)
+        process = self.begin(*more)
         root, deadline = psutil.Process(process.pid), time.monotonic() + SECONDS
         while not (self.folder / "rollouts" / "step_000002.parquet").exists():
             assert process.poll() is None, process.communicate()[0]
@@ -77,6 +82,19 @@ def test_told_to_stop_a_run_writes_a_checkpoint_and_leaves_nothing(run: Run, num
     assert found["state"] == "interrupted" and checkpoint.parent.name == f"step_{found['step']:06d}"
     assert run.footprint.left() == []
     assert_on_loopback(run.footprint)
+
+
+def test_told_to_stop_while_its_actors_start_a_run_says_so_and_leaves_nothing(run: Run) -> None:
+    process = run.begin()
+    deadline = time.monotonic() + SECONDS
+    while not any(title(each).startswith("ray::RolloutWorker") for each in run.footprint.processes()):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert "interrupted; there is no checkpoint to resume from" in ended(process)
+    assert process.returncode == 143
+    assert status(run.folder)["state"] == "interrupted"
+    assert run.footprint.left() == []
 
 
 def test_told_twice_a_run_leaves_at_once_and_leaves_nothing(run: Run) -> None:
