@@ -48,6 +48,7 @@ SETTINGS = (
 # What the learner is doing in a phase; sampling is what happens while it does nothing.
 PHASES = {"sample": "", "update": ".update", "push": ".sync_weights"}
 DRIVER, CHILD, NODE = "driver", "verifier's child", "node"
+GONE_SECONDS = 2 * BEAT_SECONDS + 1.0  # two heartbeats to be found, and then to be killed
 FROZEN_SECONDS = 8.0  # of a driver, which nobody watches: it is let go again
 KINDS = {
     "worker killed": (WORKER, signal.SIGKILL),
@@ -113,6 +114,7 @@ class Run:
         else:
             await_(lambda: doing(victim.pid) == "", "the victim's end")
         gone = time.monotonic() - begun
+        assert gone <= GONE_SECONDS, f"{kind}: gone after {gone:.1f} s, which is more than two heartbeats"
         if (target, number) == (DRIVER, signal.SIGKILL):
             self._resume()
         await_(lambda: steps_done(self.folder) > step, f"a step after {kind}", self._process)
@@ -193,12 +195,16 @@ def phase_of(learner: psutil.Process) -> str:
     return known[0] if known else "sample"
 
 
+def still_missing(kinds: Sequence[str], each: int, met: Counter[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(kind, phase) for kind in kinds for phase in PHASES for _ in range(each - met[kind, phase])]
+
+
 def next_round(
     kinds: Sequence[str], each: int, met: Counter[tuple[str, str]], chance: random.Random
 ) -> list[tuple[str, str]]:
     """What the next run suffers, in random order, out of what is still missing; empty if nothing is. Losses of nodes
     have runs of their own, in a cluster."""
-    missing = [(kind, phase) for kind in kinds for phase in PHASES for _ in range(each - met[kind, phase])]
+    missing = still_missing(kinds, each, met)
     if not missing:
         return []
     of_nodes = KINDS[chance.choice(missing)[0]][0] == NODE
@@ -231,9 +237,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def campaign(folder: Path, given: argparse.Namespace) -> bool:
     """Runs with faults until all were met or the time is over; False, said and recorded, at the first not survived."""
     end, chance = time.monotonic() + given.seconds, random.Random(given.seed)
+    met = counted(run for run in recorded(given.path) if not run["figures"]["failure"])
+    missing = still_missing(given.kinds, given.each, met)
+    print(f"seed {given.seed}: {len(missing)} faults beside those on record", flush=True)
+    if not missing:
+        print("Nothing is run: a greater --each asks for more, --path FILE begins a record of its own.")
+        return True
     alone = Run(folder, "alone", chance)
     alone.end()
-    met = counted(run for run in recorded(given.path) if not run["figures"]["failure"])
     number = 0
     while time.monotonic() < end and (todo := next_round(given.kinds, given.each, met, chance)):
         number += 1
