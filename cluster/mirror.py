@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from cluster.checkpoints import MANIFEST
 from cluster.run_folder import RunFolder
 from configs.errors import RunError, UsageError
 from configs.urls import open_filesystem
+from configs.within import within
 
-Answer = TypeVar("Answer")
 Say = Callable[[str], None]
 
 PAUSES = (1.0, 4.0, 16.0)  # seconds between the attempts of one copy
@@ -205,27 +205,6 @@ def holds_run(url: str) -> bool:
     """Whether there is a run at this URL."""
     filesystem, root = open_filesystem(url)
     return bool(filesystem.exists(f"{root}/config.yaml"))
-
-
-def within(seconds: float, work: Callable[[], Answer], what: str) -> Answer:
-    """The work's answer, or what it raised; TimeoutError, naming it, if it takes longer."""
-    answers: list[Answer] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            answers.append(work())
-        except Exception as error:  # noqa: BLE001 - handed to the thread that waits
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="within", daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise TimeoutError(f"{what} took longer than {seconds:g} s")
-    return answers[0]
 
 
 def _fetch(url: str, folder: Path) -> None:

@@ -10,10 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-from cluster.mirror import fetch_run, holds_run, newest_at, whole_checkpoints, within
+from cluster.mirror import fetch_run, holds_run, newest_at, whole_checkpoints
 from configs.errors import RunError, UsageError
 from configs.schema import Config
 from configs.urls import is_url
+from configs.within import within
 
 Say = Callable[[str], None]
 Answer = TypeVar("Answer")

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import UsageError
+from configs.within import within
 
+SECONDS = 60.0  # for an answer; the run's own deadline is in the config that is asked for
 PACKAGES = {
     "s3": "s3fs",
     "s3a": "s3fs",
@@ -27,7 +29,7 @@ def fetch_config(url: str, folder: Path) -> Path:
     """The folder, with the config.yaml of the run at this URL in it, if there is one. UsageError if nobody answers."""
     filesystem, root = open_filesystem(url)
     try:
-        text = filesystem.cat_file(f"{root.rstrip('/')}/config.yaml")
+        text = within(SECONDS, lambda: filesystem.cat_file(f"{root.rstrip('/')}/config.yaml"), f"Looking at {url}")
     except FileNotFoundError:
         return folder
     except Exception as error:  # each filesystem of fsspec has errors of its own

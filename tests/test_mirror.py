@@ -11,12 +11,13 @@ import fsspec
 import pytest
 
 from cluster.checkpoints import LoopState, load_state, seal
-from cluster.mirror import Mirror, fetch_run, holds_run, mirrored, newest_at, within
+from cluster.mirror import Mirror, fetch_run, holds_run, mirrored, newest_at
 from cluster.run_folder import RunFolder
 from cluster.run_place import leave, new_place, resumed_place
 from configs.command_line import parse_arguments
 from configs.errors import RunError, UsageError
 from configs.loading import load_config
+from configs.within import within
 from tests.small_run import SMALL
 
 SECONDS = 20.0
@@ -186,6 +187,16 @@ def test_a_url_that_hangs_is_waited_for_no_longer_than_the_deadline() -> None:
     never = threading.Event()
     with pytest.raises(TimeoutError, match=r"Writing took longer than 0\.05 s"):
         within(0.05, never.wait, "Writing")
+    never.set()
+
+
+def test_a_url_that_does_not_answer_when_a_run_is_resumed_is_named(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    never = threading.Event()
+    filesystem, _ = fsspec.core.url_to_fs(url)
+    monkeypatch.setattr(type(filesystem), "cat_file", lambda *_: never.wait())
+    monkeypatch.setattr("configs.urls.SECONDS", 0.05)
+    with pytest.raises(UsageError, match=rf"{url} cannot be read: TimeoutError: Looking at {url} took longer than"):
+        parse_arguments(["--resume", url], "prog", "quickstart")
     never.set()
 
 
