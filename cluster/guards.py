@@ -123,12 +123,11 @@ class Guards:
         return f"guard {guard} at step {fired.step}, {action}: {fired.saw}; {fired.times} so far"
 
     def facts(self) -> dict[str, Any]:
-        """What status.json says of each guard: `ok`, or what it saw last."""
+        """What status.json says of each guard: what it does, how often it fired, and what it saw last."""
         actions = self._config.training.guards
         return {
-            guard: {"saw": fired.saw, "step": fired.step, "times": fired.times, "action": actions[guard]}
-            if fired.times
-            else "ok"
+            guard: {"action": actions[guard], "times": fired.times}
+            | ({"saw": fired.saw, "step": fired.step} if fired.times else {})
             for guard, fired in self._fired.items()
         }
 

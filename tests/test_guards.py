@@ -208,7 +208,10 @@ def test_groups_are_suddenly_flat_only_after_spread_in_a_row_and_not_when_all_is
 
 def test_what_fired_is_said_the_first_tenth_and_hundredth_time_and_stands_in_the_status() -> None:
     guards = Guards(load_config(None), HEALTHY)
-    assert set(guards.facts().values()) == {"ok"}
+    defaults = {
+        guard: {"action": "stop" if guard in ("nan", "logprob_diff") else "warn", "times": 0} for guard in GUARDS
+    }
+    assert guards.facts() == defaults
     said = [guards.observe({**line(20 + i, rollout__truncated=1.0), "guard/truncated": 1.0}) for i in range(1, 121)]
     assert [i for i, texts in enumerate(said, 1) if texts] == [1, 10, 100]
     assert said[0] == [
@@ -217,7 +220,7 @@ def test_what_fired_is_said_the_first_tenth_and_hundredth_time_and_stands_in_the
     facts = guards.facts()
     saw = "every completion of the batch is truncated (rollout/truncated 1)"
     assert facts.pop("truncated") == {"saw": saw, "step": 140, "times": 120, "action": "warn"}
-    assert set(facts.values()) == {"ok"} and len(facts) == 6
+    assert facts == {guard: of for guard, of in defaults.items() if guard != "truncated"}
 
 
 def test_the_metrics_of_several_updates_tell_of_those_made_or_else_of_those_skipped() -> None:
@@ -282,7 +285,7 @@ def healthy(folder: Path) -> Path:
 
 
 def test_no_guard_fires_on_a_healthy_run(healthy: Path) -> None:
-    assert set(status(healthy)["guards"].values()) == {"ok"}
+    assert {guard: of["times"] for guard, of in status(healthy)["guards"].items()} == dict.fromkeys(GUARDS, 0)
     lines = metrics(healthy)
     assert len([each for each in lines if "policy/grad_norm" in each]) == 30
     assert not [name for each in lines for name in each if name.startswith("guard/")]
@@ -372,7 +375,7 @@ def test_planted_faults_are_skipped_counted_and_shown(faulty: Path, capsys: pyte
     }
     assert [lines[step]["policy/version"] for step in range(1, 10)] == [1, 2, 3, 3, 3, 4, 4, 4, 5]
     found = status(faulty)["guards"]
-    assert [guard for guard, state in found.items() if state == "ok"] == ["entropy", "reward_flat"]
+    assert [guard for guard, of in found.items() if not of["times"]] == ["entropy", "reward_flat"]
     assert found["nan"] == {
         "saw": "the loss or the gradient is no number", "step": LOST, "times": 1, "action": "skip",
     }  # fmt: skip
