@@ -208,9 +208,8 @@ def test_groups_are_suddenly_flat_only_after_spread_in_a_row_and_not_when_all_is
 
 def test_what_fired_is_said_the_first_tenth_and_hundredth_time_and_stands_in_the_status() -> None:
     guards = Guards(load_config(None), HEALTHY)
-    defaults = {
-        guard: {"action": "stop" if guard in ("nan", "logprob_diff") else "warn", "times": 0} for guard in GUARDS
-    }
+    stops = ("nan", "logprob_diff", "verifier_errors")
+    defaults = {guard: {"action": "stop" if guard in stops else "warn", "times": 0} for guard in GUARDS}
     assert guards.facts() == defaults
     said = [guards.observe({**line(20 + i, rollout__truncated=1.0), "guard/truncated": 1.0}) for i in range(1, 121)]
     assert [i for i, texts in enumerate(said, 1) if texts] == [1, 10, 100]
