@@ -23,7 +23,7 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_cpu": 8.0, "adamw_8bit": EIGHT_BIT, "pag
 # What a step needs beside states and gradient, per element: torch's AdamW a root or, on a CPU, two; bitsandbytes
 # steps in place on a GPU and in whole fp32 copies on a CPU.
 STEP_BYTES = {"adamw": {"cuda": 4, "cpu": 8}, "8-bit": {"cuda": 0, "cpu": 20}}
-FRAGMENTS = 1.15  # of the C library's heap, beside the activations in it
+FRAGMENTS = 1.15  # of the heap, beside the activations in it
 BLOCK = 32  # tokens of a block of the KV cache
 
 Parts = dict[str, float]
@@ -85,7 +85,7 @@ def learner_rank(config: Config, shape: Shape, device: Device) -> Process:
         phases["step"] = {"gradients": host["gradients"], "step": host["step"]}
         phases["backward"]["gradients"] += host["gradients"]
     kept = phases["backward"]["activations"] = FRAGMENTS * phases["backward"]["activations"]
-    phases["step"]["activations"] = kept  # small blocks, whose memory the C library does not give back
+    phases["step"]["activations"] = kept  # whose memory is given back a second later, so it may be there still
     held["checkpoint copies"] = copies  # from the first on, their memory is kept for the next
     return Process(held, phases, {})
 
@@ -179,7 +179,7 @@ def rollout_worker(config: Config, shape: Shape, device: Device) -> Process:
     rollout, width = config.rollout, WEIGHT_BYTES[config.model.dtype]
     share, processes = (1, rollout.tensor_parallel) if device.is_cpu else (rollout.tensor_parallel, 1)
     weights = width * shape.parameters / share
-    if device.is_cpu:  # linear layers are packed anew, and the C library keeps the room they had; so is a tied head
+    if device.is_cpu:  # linear layers are packed anew, and the heap keeps the room they had; so is a tied head
         weights += width * shape.layers * shape.layer_parameters
         weights += width * shape.embedding_parameters if shape.tied else 0
     tokens = min(

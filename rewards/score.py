@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             judge.close()
     except (ValueError, RewardError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_escaped(str(error))}", file=sys.stderr)
         return USAGE_ERROR if isinstance(error, ValueError) else FAILURE
     return 0
 
@@ -96,6 +96,11 @@ def _is_case(fields: object) -> bool:
         return False
     texts = all(isinstance(fields.get(key, ""), str) for key in TEXTS)
     return texts and all(type(fields.get(key, 1)) is int and fields.get(key, 1) > 0 for key in COUNTS)
+
+
+def _escaped(text: str) -> str:
+    """A reward of your own may quote a completion in what it raises, and that is no command to a terminal."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def _verdict(score: Score) -> str:

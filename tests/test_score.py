@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -48,6 +49,16 @@ def test_every_line_gets_its_verdict_in_order_and_a_hostile_one_costs_only_itsel
         "marked": True,
         "rewards": {"accuracy": 1.0, "accuracy_strict": 1.0},
     }
+
+
+def test_what_a_reward_quotes_of_a_completion_is_no_command_to_the_terminal(tmp_path: Path):
+    (tmp_path / "quoting.py").write_text("def reward(case, judge):\n    raise ValueError(case.completion)\n")
+    command = [sys.executable, "-m", "rewards.score", "--reward", "quoting:reward"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    given = line("7", "\x1b[2J\u202e").encode()
+    done = subprocess.run(command, cwd=ROOT, env=environment, input=given, capture_output=True, timeout=120)
+    assert done.returncode == 1
+    assert b"\\x1b[2J\\u202e" in done.stderr and b"\x1b" not in done.stderr
 
 
 @pytest.mark.parametrize(
