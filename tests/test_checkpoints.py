@@ -149,6 +149,7 @@ def full_disk() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("who", ["a rank", "the driver"])
 def test_a_full_disk_ends_the_run_and_leaves_the_newest_good_checkpoint(tmp_path: Path, who: str) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
@@ -213,6 +214,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, damage: str) -> None:
     checkpoints, said = Checkpoints(tmp_path, keep=3), list[str]()

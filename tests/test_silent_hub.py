@@ -21,6 +21,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("setting", "said"),
     [("model.name=owner/model", "The model 'owner/model'"), ("data.dataset=owner/rows", "The dataset 'owner/rows'")],
