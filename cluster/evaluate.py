@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cluster.interrupts import Interrupts, exit_code_of, stop_when_told
+from cluster.interrupts import Interrupts, exit_code, stop_when_told
 from cluster.terminal import escape_crashes, say_error
 from configs.errors import FAILURE, USAGE, RunError, UsageError
 
@@ -30,9 +30,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m cluster.evalu
     except RunError as error:
         say_error(f"{error} Finished problems stay: the same command goes on.")
         return FAILURE
-    except KeyboardInterrupt as told:
+    except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one was", file=sys.stderr)
-        return exit_code_of(told)
+        return exit_code()
 
 
 def evaluate(request: Request) -> int:

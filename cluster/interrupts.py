@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: the first asks the loop to stop after the step under way, the second leaves at once.
 
-Where no loop runs, either is a `ToldToStop`.
+Where no loop runs, either is a KeyboardInterrupt.
 """
 
 from __future__ import annotations
@@ -9,31 +9,28 @@ import os
 import signal
 import threading
 from types import FrameType
+from typing import NoReturn
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-
-
-class ToldToStop(KeyboardInterrupt):
-    """exit_code: what the process shall exit with, 130 or 143."""
-
-    def __init__(self, exit_code: int) -> None:
-        super().__init__()
-        self.exit_code = exit_code
+_told = EXIT_CODES[signal.SIGINT]  # of the last signal; Python raises a Ctrl-C by itself where nobody asked us to
 
 
 def stop_when_told() -> None:
-    """Raise ToldToStop at Ctrl-C and SIGTERM from now on; for a command, before it does anything."""
+    """Raise KeyboardInterrupt at Ctrl-C and SIGTERM from now on; for a command, before it does anything."""
     for number in EXIT_CODES:
-        signal.signal(number, _raise)
+        signal.signal(number, lambda number, _: _stop(EXIT_CODES[signal.Signals(number)]))
 
 
-def exit_code_of(told: KeyboardInterrupt) -> int:
-    """Python's own KeyboardInterrupt is a Ctrl-C."""
-    return told.exit_code if isinstance(told, ToldToStop) else EXIT_CODES[signal.SIGINT]
+def exit_code() -> int:
+    """Of the KeyboardInterrupt that was caught: 130 or 143. Ray raises one of its own in the place of what a handler
+    raises, so it cannot be told by its type."""
+    return _told
 
 
-def _raise(number: int, _: FrameType | None) -> None:
-    raise ToldToStop(EXIT_CODES[signal.Signals(number)])
+def _stop(code: int) -> NoReturn:
+    global _told
+    _told = code
+    raise KeyboardInterrupt
 
 
 class Interrupts:
@@ -54,9 +51,9 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def obey(self) -> None:
-        """ToldToStop if there was a signal: where the loop cannot go on to the end of its step."""
+        """KeyboardInterrupt if there was a signal: where the loop cannot go on to the end of its step."""
         if self.exit_code is not None:
-            raise ToldToStop(self.exit_code)
+            _stop(self.exit_code)
 
     def _on_signal(self, number: int, _: FrameType | None) -> None:
         code = EXIT_CODES[signal.Signals(number)]

@@ -11,7 +11,7 @@ from cluster.account import Account
 from cluster.attempt import BEFORE_THE_START, Start, attempt
 from cluster.checkpoints import Checkpoints, LoopState
 from cluster.engine_fit import check_kv_cache
-from cluster.interrupts import exit_code_of
+from cluster.interrupts import exit_code
 from cluster.jobs import current_job, stop_notice
 from cluster.learner_group import LearnerLost
 from cluster.loop import Outcome, best_facts
@@ -57,10 +57,10 @@ def run_session(config: Config, recipe: str, resumed: Resumed | None, display: D
         with mirrored(folder, where.url, display.say, config.cluster.deadline_seconds):
             try:
                 outcome = _train(config, materials, folder, resumed, display, placement)
-            except KeyboardInterrupt as told:  # where no loop takes it: at the start, or when the learner is lost
+            except KeyboardInterrupt:  # where no loop takes it: at the start, or when the learner is lost
                 folder.write_status("interrupted", resume=_resume_command(config, folder, where))
                 display.say(f"interrupted; {_how_to_go_on(config, folder, where)}")
-                return exit_code_of(told)
+                return exit_code()
             except BaseException as error:  # whatever ends the run is written down, then goes on
                 with suppress(RunError):  # of the same full disk
                     folder.write_failure(error, _resume_command(config, folder, where))

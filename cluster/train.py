@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cluster.interrupts import exit_code_of, stop_when_told
+from cluster.interrupts import exit_code, stop_when_told
 from cluster.terminal import escape_crashes, say_error
 from configs.command_line import Arguments, parse_arguments
 from configs.errors import FAILURE, USAGE, RunError, UsageError
@@ -31,9 +31,9 @@ def main(
     except RunError as error:
         say_error(error)
         return FAILURE
-    except KeyboardInterrupt as told:
+    except KeyboardInterrupt:
         print("interrupted before anything was started or changed", file=sys.stderr)
-        return exit_code_of(told)
+        return exit_code()
 
 
 def plan(arguments: Arguments) -> int:
