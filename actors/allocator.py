@@ -31,10 +31,11 @@ def allocator_environment(kind: Kind) -> dict[str, str]:
     """What a process needs in its environment from its start: jemalloc, and for glibc the same, where that is missing.
 
     kind: "keeps" what was used once, as a rollout worker must: a weight update would spend a third of its time on
-    getting pages again; "gives back" what was not used for a second, for a process with tensors of many sizes. Whoever
-    preloads libraries themselves keeps theirs. A node without this file says so in the process's log and goes on with
-    glibc.
+    getting pages again; "gives back" what was not used for a second, for a process with tensors of many sizes. What
+    this process was told to preload comes first, so another allocator in it wins. A node without this file says so in
+    the process's log and goes on with glibc.
     """
-    if "LD_PRELOAD" in os.environ or not JEMALLOC.exists():
+    if not JEMALLOC.exists():
         return _GLIBC[kind]
-    return {**_GLIBC[kind], "LD_PRELOAD": str(JEMALLOC), "MALLOC_CONF": _JEMALLOC[kind]}
+    preloaded = ":".join(filter(None, [os.environ.get("LD_PRELOAD"), str(JEMALLOC)]))
+    return {**_GLIBC[kind], "LD_PRELOAD": preloaded, "MALLOC_CONF": _JEMALLOC[kind]}
