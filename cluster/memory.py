@@ -23,7 +23,6 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_cpu": 8.0, "adamw_8bit": EIGHT_BIT, "pag
 # What a step needs beside states and gradient, per element: torch's AdamW a root or, on a CPU, two; bitsandbytes
 # steps in place on a GPU and in whole fp32 copies on a CPU.
 STEP_BYTES = {"adamw": {"cuda": 4, "cpu": 8}, "8-bit": {"cuda": 0, "cpu": 20}}
-FRAGMENTS = 1.15  # of the heap, beside the activations in it
 BLOCK = 32  # tokens of a block of the KV cache
 
 Parts = dict[str, float]
@@ -84,8 +83,6 @@ def learner_rank(config: Config, shape: Shape, device: Device) -> Process:
     if offloaded:
         phases["step"] = {"gradients": host["gradients"], "step": host["step"]}
         phases["backward"]["gradients"] += host["gradients"]
-    kept = phases["backward"]["activations"] = FRAGMENTS * phases["backward"]["activations"]
-    phases["step"]["activations"] = kept  # whose memory is given back a second later, so it may be there still
     held["checkpoint copies"] = copies  # from the first on, their memory is kept for the next
     return Process(held, phases, {})
 
