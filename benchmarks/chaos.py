@@ -48,7 +48,7 @@ SETTINGS = (
 # What the learner is doing in a phase; sampling is what happens while it does nothing.
 PHASES = {"sample": "", "update": ".update", "push": ".sync_weights"}
 DRIVER, CHILD, NODE = "driver", "verifier's child", "node"
-GONE_SECONDS = 2 * BEAT_SECONDS + 1.0  # two heartbeats to be found, and then to be killed
+GONE_SECONDS = 2 * BEAT_SECONDS  # to be found, and killed
 FROZEN_SECONDS = 8.0  # of a driver, which nobody watches: it is let go again
 KINDS = {
     "worker killed": (WORKER, signal.SIGKILL),

@@ -14,6 +14,7 @@ from ray.exceptions import RayActorError, RayTaskError
 from actors.waiting import ask
 
 CLOSE_SECONDS = 5.0
+PATIENCE = 0.8  # of the time between two heartbeats, for an answer; the rest is for the end of who gives none
 HEALTH = "health"  # the group of calls that are answered whatever else an actor does
 
 
@@ -28,7 +29,7 @@ Members = Mapping[str, Callable[[], Sequence[ActorHandle]]]
 class Heartbeats:
     """Asks every actor for a heartbeat, every `seconds`, in a thread of its own, until `close`.
 
-    A frozen process is found within two of them. A busy one answers, as the call has a thread of its own over there.
+    A frozen process is found, and gone, within two of them. A busy one answers, as the call has a thread of its own over there.
     members: by kind, those that are ready now.
     """
 
@@ -54,9 +55,10 @@ class Heartbeats:
             for kind, ready in self._members.items()
             for place, actor in enumerate(ready())
         }
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=self._seconds)
+        patience = PATIENCE * self._seconds
+        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=patience)
         for reference in silent:
-            self._kill(*asked[reference], f"has not answered for {self._seconds:g} s")
+            self._kill(*asked[reference], f"has not answered for {patience:g} s")
         for reference in answered:
             try:
                 ray.get(reference, timeout=self._seconds)

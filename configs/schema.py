@@ -570,7 +570,7 @@ class Cluster(Section):
         20.0,
         gt=0,
         le=MAX_SECONDS,
-        description="Time between two heartbeats; an actor that leaves one unanswered so long is killed.",
+        description="Time between two heartbeats; an actor that leaves one unanswered for 0.8 of it is killed.",
     )
 
     @property
