@@ -37,6 +37,7 @@ from learner.whole_weights import WholeWeights
 
 Tensors = dict[str, torch.Tensor]
 
+COPY_THREADS = 2  # at least: while a checkpoint is copied the loop waits, and its cores with it
 TRAINER = "trainer"  # the folder of every rank's state in a checkpoint
 
 
@@ -127,7 +128,9 @@ class LearnerRank:
         grad_norm = self._gate.step(alarms.highest_norm(limits))
         self._check_grad_norm(alarms, grad_norm, limits)
         counts["policy/updates"] = float(not alarms.skip)
-        self.version += not alarms.skip
+        if not alarms.skip:
+            self.version += 1
+            self._reserve_copies()
         tokens = totals["tokens"]
         return counts | {
             "policy/loss": totals["loss"],
@@ -312,12 +315,27 @@ class LearnerRank:
                 {name: p.detach().to("cpu", copy=True) for name, p in parts.items()} if self.options.rank == 0 else {}
             )
 
+    def _reserve_copies(self) -> None:
+        """Ask for the memory of a checkpoint's copies, once the optimizer has its moments: the first save then holds
+        up the loop for no longer than the others."""
+        if not self.config.checkpoint.every or self._copies.has_memory:
+            return
+        state = trainer_state.live_state(self._engine).values()
+        sizes = [value.numel() * value.element_size() for value in state if isinstance(value, torch.Tensor)]
+        if self.options.rank == 0:
+            sizes += [math.prod(shape) * dtype.itemsize for shape, dtype in self._weights.shapes.values()]
+        self._copies.reserve(sizes)
+
     def begin_save(self, folder: Path) -> None:
         """Copy this rank's state in memory and write it in the background: trainer state of every rank,
         and from rank 0 the model as a Hugging Face folder."""
         self._writer.done(wait=True)  # whose copies lie where these will
-        weights, adapters = self._weights.copies(self._copies.copy), self._whole_adapters()
-        tensors, facts = trainer_state.snapshot(self._engine, self.version, self._copies)
+        torch.set_num_threads(max(COPY_THREADS, self.options.threads))
+        try:
+            weights, adapters = self._weights.copies(self._copies.copy), self._whole_adapters()
+            tensors, facts = trainer_state.snapshot(self._engine, self.version, self._copies)
+        finally:
+            torch.set_num_threads(self.options.threads)
 
         def write() -> dict[str, FileFacts]:
             try:

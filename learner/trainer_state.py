@@ -22,18 +22,21 @@ from learner.partitions import Partition, Slice, master_tensors, partitions
 Tensors = dict[str, torch.Tensor]
 
 
+def live_state(engine: Any) -> dict[str, Any]:
+    """This rank's masters and their optimizer states as they are, no copies: tensors and scalars by name."""
+    live: dict[str, Any] = {}
+    for index, master in enumerate(master_tensors(engine)):
+        live[f"master.{index}"] = master
+        states = engine.basic_optimizer.state.get(master, {})
+        live |= {f"state.{index}.{key}": value for key, value in states.items()}
+    return live
+
+
 def snapshot(engine: Any, version: int, memory: MemoryCopies) -> tuple[Tensors, dict[str, Any]]:
     """One memory copy of this rank's state: (tensors by name, what goes into the JSON)."""
-    tensors: Tensors = {}
-    scalars: dict[str, Any] = {}
-    for index, master in enumerate(master_tensors(engine)):
-        tensors[f"master.{index}"] = memory.copy(master)
-        for key, value in engine.basic_optimizer.state.get(master, {}).items():
-            name = f"state.{index}.{key}"
-            if isinstance(value, torch.Tensor):
-                tensors[name] = memory.copy(value)
-            else:
-                scalars[name] = value
+    live = live_state(engine)
+    tensors = {name: memory.copy(value) for name, value in live.items() if isinstance(value, torch.Tensor)}
+    scalars = {name: value for name, value in live.items() if not isinstance(value, torch.Tensor)}
     return tensors, {"version": version, "scalars": scalars, "partitions": partitions(engine)}
 
 
