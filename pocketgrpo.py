@@ -33,7 +33,7 @@ def train(config: Config, name: str = "run") -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The console command: hands on to the command named first."""
+    """The console command: hands on to the command named first. `replay` ends the process itself."""
     from cluster.interrupts import stop_when_told
     from cluster.terminal import escape_crashes
 
@@ -56,8 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return plan_main(rest)
     if command == "replay":
         from cluster.replay import main as replay_main
+        from learner.deepspeed_engine import end_process
 
-        return replay_main(rest)
+        end_process(replay_main(rest))
     asked = command in ("-h", "--help", "help")
     if command and not asked:
         print(f"error: there is no command {command!r}\n", file=sys.stderr)

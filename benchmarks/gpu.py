@@ -151,4 +151,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    from learner.deepspeed_engine import end_process  # now, as a part's process is done: it imports torch
+
+    end_process(code)

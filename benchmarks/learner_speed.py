@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from data.prompts import make_template, render
 from data.tokenizer import build_tokenizer
 from learner.batching import Sequence as Completion
 from learner.batching import kept
+from learner.deepspeed_engine import end_process
 from learner.rank import LearnerRank, RankOptions
 from learner.warm_start import build_llama
 
@@ -222,4 +222,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

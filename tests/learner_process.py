@@ -9,13 +9,12 @@ action is [name, argument]; rank 0 writes what they answered to NAME.json beside
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -24,6 +23,7 @@ from safetensors.torch import save_file
 from configs.errors import RunError
 from configs.schema import Config
 from learner.alarms import Limits
+from learner.deepspeed_engine import end_process
 from learner.rank import LearnerRank, RankOptions
 from tests.learner_cases import Batch
 from tests.learner_faults import planted
@@ -101,16 +101,7 @@ def gradient_written(rank: LearnerRank, path: str | None) -> Iterator[None]:
         yield
 
 
-def leave() -> NoReturn:
-    """End this process at once, as Ray ends the one of a learner rank.
-
-    DeepSpeed keeps the process group, and so gloo its threads. One that is late to let a tensor go asks for the
-    interpreter's lock, and if that has been torn down meanwhile, the process aborts (pytorch/pytorch#179291).
-    """
-    os._exit(0)
-
-
 if __name__ == "__main__":
     torch.manual_seed(0)
     main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
-    leave()
+    end_process(0)

@@ -30,12 +30,11 @@ from cluster.replay import COMPARED, replay
 from configs.errors import RunError
 from configs.schema import Config
 from learner.batching import Sequence, micro_batches
-from learner.deepspeed_engine import gathered
+from learner.deepspeed_engine import end_process, gathered
 from learner.lora import Adapters
 from learner.policy import load_policy
 from learner.rank import LearnerRank, RankOptions
 from tests.learner_cases import REPOSITORY, Batch
-from tests.learner_process import leave
 
 DEADLINE_SECONDS = 240.0
 
@@ -213,4 +212,4 @@ def _started(folder: Path, rank: int, ranks: int, port: str) -> Iterator[subproc
 if __name__ == "__main__":
     torch.manual_seed(0)
     main(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
-    leave()
+    end_process(0)
