@@ -51,6 +51,7 @@ def open_model_folder(folder: Path) -> ModelFolder:
         _read_json(folder / name)
     tensors = {key: header for file in _weight_files(folder, names) for key, header in read_headers(file).items()}
     config = _read_config(folder)
+    _check_special_tokens(folder, names, config.get_text_config().vocab_size)
     _check_weights(folder, config, tensors)
     tokenizer = _read_tokenizer(folder, names)
     _check_vocabulary(folder, config, tokenizer)
@@ -179,6 +180,20 @@ def _read_config(folder: Path) -> PreTrainedConfig:
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # each family checks its options in its own way
         raise _unfit(file, error) from error
+
+
+def _check_special_tokens(folder: Path, names: set[str], rows: int) -> None:
+    """A token that pads, begins or ends must have a row in the embedding; -1 has long stood for none."""
+    for file in (folder / name for name in ("config.json", "generation_config.json") if name in names):
+        values = _read_json(file)
+        for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            ids = values.get(key)
+            for token in ids if isinstance(ids, list) else [ids]:
+                if isinstance(token, int) and token >= rows:
+                    raise ModelError(
+                        f"{file} has the {key} {token}, and the model's vocabulary has {rows} rows, so the last id is "
+                        f"{rows - 1}. Correct it, or take it out where the model has no such token."
+                    )
 
 
 def _check_weights(folder: Path, config: PreTrainedConfig, tensors: dict[str, Header]) -> None:

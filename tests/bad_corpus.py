@@ -1055,6 +1055,25 @@ MODELS = (
         ),
     ),
     Cause(
+        "the pad token is none of the model's",
+        ("pad", "the model's vocabulary has 107 rows"),
+        (
+            case(
+                json_with("config.json", pad_token_id=107), "config.json has the pad_token_id 107", "the last id is 106"
+            ),
+            case(json_with("generation_config.json", pad_token_id=9999), "generation_config.json has the pad_token_id"),
+            case(json_with("tokenizer_config.json", pad_token="<padding>"), "<padding>", "the id 107"),
+        ),
+    ),
+    Cause(
+        "the token that ends is none of the model's",
+        ("eos_token_id 9999", "the model's vocabulary has 107 rows", "take it out"),
+        (
+            case(json_with("config.json", eos_token_id=9999), "model/config.json"),
+            case(json_with("generation_config.json", eos_token_id=[2, 9999]), "generation_config.json"),
+        ),
+    ),
+    Cause(
         "nothing ends a completion",
         ("no EOS token", "Set eos_token"),
         (case(model(_forget_the_end)),),
