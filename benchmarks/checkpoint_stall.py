@@ -18,8 +18,9 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,8 +41,8 @@ STEP_SECONDS = 1.0  # between two polls; a step of the quickstart takes 2
 FIRST_SECONDS = 10.0  # from the first update to the first save; a step of SmolLM2 takes over a minute
 
 
-def start(model: Path) -> LearnerGroup:
-    """One learner rank that has made a step, so that its optimizer has a state."""
+def start(model: Path, environment: Mapping[str, str] = MappingProxyType({})) -> LearnerGroup:
+    """One learner rank, in a process with this in its environment."""
     sections = {
         "model": {"name": str(model), "gradient_checkpointing": False},
         "rollout": {"max_completion_tokens": 192},
@@ -60,7 +61,7 @@ def start(model: Path) -> LearnerGroup:
         reference_path=model,
         total_updates=1,
     )
-    actor = watched(LearnerRank).options(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
+    actor = watched(LearnerRank).options(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", **environment}})
     return LearnerGroup([actor.remote(Config.model_validate(sections), options)], DEADLINE_SECONDS)
 
 
