@@ -83,7 +83,7 @@ def learner_rank(config: Config, shape: Shape, device: Device) -> Process:
     if offloaded:
         phases["step"] = {"gradients": host["gradients"], "step": host["step"]}
         phases["backward"]["gradients"] += host["gradients"]
-    held["checkpoint copies"] = copies  # from the first on, their memory is kept for the next
+    held["checkpoint copies"] = copies  # asked for after the first update, and kept
     return Process(held, phases, {})
 
 
