@@ -21,6 +21,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.made_cluster import add, made_cluster, raylet
 from benchmarks.prey import LEARNER, VERIFIER, WORKER, actors, await_, slowed, steps_done, strike
 from cluster.checkpoints import Checkpoints
+from cluster.heartbeats import PATIENCE
 from tests.conftest import SHARED_MEMORY
 from tests.small_run import ROOT, arguments, metrics, start, status
 
@@ -82,7 +83,7 @@ def test_everyone_who_can_die_or_freeze_does_once_and_nothing_changes(undisturbe
     output = ended(run)
     for who in ("Rollout worker 0", "Verifier 0"):
         assert output.count(f"{who} was lost and is started again") == 2
-        assert output.count(f"{who} has not answered for {BEAT:g} s: killed") == 1
+        assert output.count(f"{who} has not answered for {PATIENCE * BEAT:g} s: killed") == 1
     assert "The learner was lost and is started again (1 of at most 5 in a row)" in output
     assert "everything goes back to step_000006" in output
     assert_same(folder, undisturbed)
