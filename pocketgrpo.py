@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return plan_main(rest)
     if command == "replay":
         from cluster.replay import main as replay_main
-        from learner.deepspeed_engine import end_process
+        from learner.ending import end_process
 
         end_process(replay_main(rest))
     asked = command in ("-h", "--help", "help")

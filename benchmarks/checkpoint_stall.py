@@ -60,6 +60,7 @@ def start(model: Path, environment: Mapping[str, str] = MappingProxyType({})) ->
         model_path=model,
         reference_path=model,
         total_updates=1,
+        saves=True,
     )
     actor = watched(LearnerRank).options(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", **environment}})
     return LearnerGroup([actor.remote(Config.model_validate(sections), options)], DEADLINE_SECONDS)
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = [options.only] if options.only else ["quickstart", "smollm2"]
     with ray_session("auto"):
         figures = {name: stall(name, options.repeats) for name in names}
-    print("| ms | stall | begin | polls | a memory copy | whole after | first stall | of 2 copies + 50 ms | others |")
+    print("| ms | stall | begin | polls | a copy | whole after | first stall | first / allowed | others / allowed |")
     print("|---" * 9 + "|")
     print("\n".join(row(name, found) for name, found in figures.items()))
     print(json.dumps(record("checkpoint stall", figures, options.path)))

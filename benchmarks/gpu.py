@@ -26,6 +26,7 @@ from benchmarks.gpu_stages.part import Part, Row, Setting, table
 from benchmarks.harness import ROOT, hardware, record
 from cluster.gpu import has_gpu
 from configs.errors import FAILURE, USAGE
+from learner.ending import end_process
 
 SECONDS = {"smoke": 120.0, "train": 270.0, "speed": 530.0, "regimes": 300.0, "faults": 280.0}  # 25 minutes in all
 GPU_RUNS = ROOT / "runs" / "gpu"
@@ -151,7 +152,4 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    code = main()
-    from learner.deepspeed_engine import end_process  # now, as a part's process is done: it imports torch
-
-    end_process(code)
+    end_process(main())

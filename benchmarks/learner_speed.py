@@ -28,7 +28,7 @@ from data.prompts import make_template, render
 from data.tokenizer import build_tokenizer
 from learner.batching import Sequence as Completion
 from learner.batching import kept
-from learner.deepspeed_engine import end_process
+from learner.ending import end_process
 from learner.rank import LearnerRank, RankOptions
 from learner.warm_start import build_llama
 

@@ -29,8 +29,8 @@ Members = Mapping[str, Callable[[], Sequence[ActorHandle]]]
 class Heartbeats:
     """Asks every actor for a heartbeat, every `seconds`, in a thread of its own, until `close`.
 
-    A frozen process is found, and gone, within two of them. A busy one answers, as the call has a thread of its own
-    over there.
+    A frozen process is found within 1.8 of them, and gone within two, where Ray ends it in the rest of the time. A
+    busy one answers, as the call has a thread of its own over there.
     members: by kind, those that are ready now.
     """
 

@@ -6,12 +6,11 @@ The only file that knows DeepSpeed, which it imports lazily.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -42,19 +41,6 @@ def join_process_group(rank: int, ranks: int, address: str, port: int, deadline_
         world_size=ranks,
         verbose=False,
     )
-
-
-def end_process(code: int) -> NoReturn:
-    """End this process; if it hosted a rank, at once, as Ray ends the one of an actor.
-
-    DeepSpeed keeps the process group, and so gloo its threads. One that is late to let a tensor go asks for the
-    interpreter's lock, and if that has been torn down meanwhile, the process aborts (pytorch/pytorch#179291).
-    """
-    if "deepspeed" not in sys.modules:
-        sys.exit(code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def build_engine(config: Config, model_path: Path, base_path: Path) -> Any:

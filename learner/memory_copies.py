@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 
 import torch
 
@@ -15,7 +16,7 @@ ALIGNMENT = 64  # bytes
 class MemoryCopies:
     """Makes copies in memory of its own, again and again in the same.
 
-    To be given fresh memory takes up to twenty times as long as the copy, so `reserve` asks for it ahead, and it is
+    To be given fresh memory takes around ten times as long as the copy, so `reserve` asks for it ahead, and it is
     kept from one set of copies to the next. `lend` says that the set is not needed any more: the system takes the
     memory where it runs short of it.
     """
@@ -37,10 +38,11 @@ class MemoryCopies:
         self._reserving.start()
 
     def _reserve(self, size: int) -> None:
-        block = _huge_pages(max(size, BLOCK_BYTES))
-        block[1][:size].zero_()
-        self._blocks.append(block)
-        self.lend()
+        with suppress(OSError):  # what there is no room for now, `copy` asks for again
+            block = _huge_pages(max(size, BLOCK_BYTES))
+            block[1][:size].zero_()
+            self._blocks.append(block)
+            self.lend()
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
         """A contiguous copy of the same shape and type, good until `lend`."""

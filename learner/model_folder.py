@@ -183,16 +183,16 @@ def _read_config(folder: Path) -> PreTrainedConfig:
 
 
 def _check_special_tokens(folder: Path, names: set[str], rows: int) -> None:
-    """A token that pads, begins or ends must have a row in the embedding; -1 has long stood for none."""
+    """A token that pads or ends must have a row in the embedding; -1 has long stood for none."""
     for file in (folder / name for name in ("config.json", "generation_config.json") if name in names):
         values = _read_json(file)
-        for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
+        for key in ("pad_token_id", "eos_token_id"):
             ids = values.get(key)
             for token in ids if isinstance(ids, list) else [ids]:
                 if isinstance(token, int) and token >= rows:
                     raise ModelError(
-                        f"{file} has the {key} {token}, and the model's vocabulary has {rows} rows, so the last id is "
-                        f"{rows - 1}. Correct it, or take it out where the model has no such token."
+                        f"{file} has the {key} {_shown(token)}, and the model's vocabulary has {rows} rows, so the "
+                        f"last id is {rows - 1}. Correct it, or take it out where the model has no such token."
                     )
 
 

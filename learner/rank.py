@@ -37,7 +37,7 @@ from learner.whole_weights import WholeWeights
 
 Tensors = dict[str, torch.Tensor]
 
-COPY_THREADS = 2  # at least: while a checkpoint is copied the loop waits, and its cores with it
+COPY_THREADS = 2  # at least, whatever learner.threads: while a checkpoint is copied, the loop waits
 TRAINER = "trainer"  # the folder of every rank's state in a checkpoint
 
 
@@ -54,7 +54,8 @@ class RankOptions:
     """Where this rank stands and what it loads.
 
     reference_path: the reference policy, for the KL; with LoRA, the base under the adapters, and
-    model_path is then the same or a checkpoint. total_updates: optimizer steps of the whole run.
+    model_path is then the same or a checkpoint. total_updates: optimizer steps of the whole run. saves: whether
+    checkpoints will be asked for, so that memory for them is worth having early.
     """
 
     rank: int
@@ -65,6 +66,7 @@ class RankOptions:
     model_path: Path
     reference_path: Path
     total_updates: int
+    saves: bool = False
 
 
 class LearnerRank:
@@ -316,9 +318,9 @@ class LearnerRank:
             )
 
     def _reserve_copies(self) -> None:
-        """Ask for the memory of a checkpoint's copies, once the optimizer has its moments: the first save then holds
-        up the loop for no longer than the others."""
-        if not self.config.checkpoint.every or self._copies.has_memory:
+        """Ask for the memory of a checkpoint's copies, once the optimizer has its moments: a first save that comes
+        seconds later, and not at once, then holds up the loop for no longer than the others."""
+        if not self.options.saves or self._copies.has_memory:
             return
         state = trainer_state.live_state(self._engine).values()
         sizes = [value.numel() * value.element_size() for value in state if isinstance(value, torch.Tensor)]

@@ -1051,18 +1051,18 @@ MODELS = (
         ("is another model's, or was added to", "the model's own tokenizer"),
         (
             case(model(lambda folder: _add_tokens(folder, "<extra>")), "<extra>", "the id 107"),
+            case(json_with("tokenizer_config.json", pad_token="<padding>"), "<padding>", "the id 107"),
             case(model(lambda folder: _add_tokens(folder, *(f"<{i}>" for i in range(500)))), "107 rows"),
         ),
     ),
     Cause(
         "the pad token is none of the model's",
-        ("pad", "the model's vocabulary has 107 rows"),
+        ("pad_token_id", "the model's vocabulary has 107 rows"),
         (
             case(
                 json_with("config.json", pad_token_id=107), "config.json has the pad_token_id 107", "the last id is 106"
             ),
             case(json_with("generation_config.json", pad_token_id=9999), "generation_config.json has the pad_token_id"),
-            case(json_with("tokenizer_config.json", pad_token="<padding>"), "<padding>", "the id 107"),
         ),
     ),
     Cause(

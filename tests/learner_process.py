@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from configs.errors import RunError
 from configs.schema import Config
 from learner.alarms import Limits
-from learner.deepspeed_engine import end_process
+from learner.ending import end_process
 from learner.rank import LearnerRank, RankOptions
 from tests.learner_cases import Batch
 from tests.learner_faults import planted
@@ -40,6 +40,7 @@ def main(jobs_file: Path, rank: int, ranks: int, port: int) -> None:
             model_path=Path(job["resume"] or job["model"]),
             reference_path=Path(job["reference"]),
             total_updates=10,
+            saves=True,
         )
         began = time.perf_counter()
         with planted(job["mutant"]):
@@ -70,6 +71,7 @@ def act(rank: LearnerRank, model: Path, name: str, argument: Any) -> Any:
         return rank.version
     if name == "save":
         rank.begin_save(Path(argument))
+        assert torch.get_num_threads() == rank.options.threads, "more copy, and no more compute"
         return rank.saved(wait=True)
     if name == "sleep":
         rank.sleep()

@@ -30,7 +30,8 @@ from cluster.replay import COMPARED, replay
 from configs.errors import RunError
 from configs.schema import Config
 from learner.batching import Sequence, micro_batches
-from learner.deepspeed_engine import end_process, gathered
+from learner.deepspeed_engine import gathered
+from learner.ending import end_process
 from learner.lora import Adapters
 from learner.policy import load_policy
 from learner.rank import LearnerRank, RankOptions

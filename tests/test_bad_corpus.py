@@ -32,6 +32,7 @@ from tests.bad_corpus import (
     config,
     data,
     given,
+    json_with,
     jsonl,
     model,
     tensors,
@@ -112,6 +113,8 @@ ACCEPTED: dict[str, Plant] = {
     "many braces in a question": data([*ROWS, {"question": "{[" * 99, "answer": "5"}]),
     "a good model": model(lambda folder: None),
     "a model without a pad token": model(lambda folder: _without_pad(folder)),
+    "a model whose pad token is none, in an old way": json_with("config.json", pad_token_id=-1),
+    "a model whose pad token is its last": json_with("config.json", pad_token_id=106),
     "a base model without a chat template": lambda place: [
         *without("chat_template.jinja")(place),
         "data.chat_template=none",
