@@ -3,10 +3,10 @@
     python -m benchmarks.checkpoint_stall [--only quickstart|smollm2] [--repeats N] [--path FILE]
 
 A real learner rank with 32-bit AdamW, an actor of Ray's, is saved over and over; each save deletes the one before.
-The stall is `Checkpoints.begin` and every `poll` until the checkpoint is whole. The first save is told apart; as in a
-run, it comes a while after the first update, since when the memory for it is being asked for. The copy it is held
-against is made once after each save, in memory that was left alone as long: on a virtual machine that matters. Prints
-a Markdown table and appends its figures to benchmarks/results.jsonl.
+The stall is `Checkpoints.begin` and every `poll` until the checkpoint is whole. The first save is told apart; it
+comes ten seconds after the first update, since when the memory for it is being asked for: the best case, as a save in
+that same step would wait for it. The copy it is held against is made once after each save and not in a loop, which is
+the milder measure. Prints a Markdown table and appends its figures to benchmarks/results.jsonl.
 """
 
 from __future__ import annotations
