@@ -65,7 +65,7 @@ def learner_rank(config: Config, shape: Shape, device: Device) -> Process:
         "fp32 masters": 0.0 if own_masters else 4 * shard,
         "optimizer": OPTIMIZER_BYTES[learner.optimizer] * shard,
     }
-    copies = width * whole + 4 * shard + states["optimizer"]  # of a checkpoint
+    copies = {"saved weights": float(width * whole), "saved state": 4 * shard + states["optimizer"]}  # of a checkpoint
     offloaded = learner.optimizer == "adamw_cpu"
     if not offloaded:
         held |= states
@@ -74,7 +74,7 @@ def learner_rank(config: Config, shape: Shape, device: Device) -> Process:
         | {"activations": activations(config, shape, device), "logits": logits(config, shape)},
         "step": _step(config, shape, trained, shard, device),
     }
-    host: Parts = {"checkpoint copies": copies}
+    host: Parts = dict(copies)
     if offloaded:  # gradients in the model's type and in fp32, and the new weights before they go back
         host |= states | {"gradients": (4 + 2 * width) * shard, "step": 8 * shard}
     if not device.is_cpu:
@@ -83,7 +83,7 @@ def learner_rank(config: Config, shape: Shape, device: Device) -> Process:
     if offloaded:
         phases["step"] = {"gradients": host["gradients"], "step": host["step"]}
         phases["backward"]["gradients"] += host["gradients"]
-    held["checkpoint copies"] = copies  # asked for after the first update, and kept
+    held["checkpoint copies"] = sum(copies.values())  # kept from the first save on
     return Process(held, phases, {})
 
 

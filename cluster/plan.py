@@ -115,9 +115,10 @@ class Plan:
 
     @property
     def host(self) -> Parts:
-        """Bytes in the CPU's memory beside GPUs: what all learner ranks offload, and the checkpoint of rank 0."""
+        """Bytes in the CPU's memory beside GPUs: what all learner ranks offload, and their copies for a checkpoint, of
+        the weights on rank 0 alone."""
         ranks = self.config.cluster.learner_ranks
-        parts = {n: size * (1 if n == "checkpoint copies" else ranks) for n, size in self.learner.host.items()}
+        parts = {n: size * (1 if n == "saved weights" else ranks) for n, size in self.learner.host.items()}
         if parts and self.config.cluster.resolved_placement == "colocated":
             asleep = ("fp32 masters", "optimizer")
             parts["learner asleep"] = ranks * sum(self.learner.held.get(name, 0.0) for name in asleep)

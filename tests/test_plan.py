@@ -164,6 +164,16 @@ def test_memory_on_a_gpu_falls_from_32_bits_to_8_to_offloaded_and_with_lora() ->
     assert plan.host["optimizer"] == 8 * plan.shape.parameters
 
 
+def test_every_rank_copies_its_state_for_a_checkpoint_and_rank_0_the_weights() -> None:
+    both = plan_of("open_rs3", "4xA40", "learner.optimizer=adamw", "model.dtype=bfloat16", "learner.zero_stage=2")
+    parameters = both.shape.parameters
+    assert both.config.cluster.learner_ranks > 1
+    assert both.host["saved weights"] == 2 * parameters
+    assert both.host["saved state"] == pytest.approx((4 + 8) * parameters), "each rank a part of it"
+    whole = both.changed({"learner.zero_stage": 0})
+    assert whole is not None and whole.host["saved state"] == both.config.cluster.learner_ranks * 12 * parameters
+
+
 def test_a_reference_and_fp32_cost_a_copy_and_double() -> None:
     plan = plan_of("open_rs3", "4xA40")
     assert plan.learner.held["reference"] == 2 * plan.shape.parameters
