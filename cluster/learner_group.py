@@ -70,7 +70,7 @@ class LearnerGroup:
         self.call("reset_reference", folder)
 
     def begin_save(self, folder: Path) -> None:
-        """Copy the state in memory and have it written to `folder` in the background."""
+        """Have the state as it is now written to `folder` in the background."""
         self.call("begin_save", folder)
 
     def saved(self, wait: bool) -> dict[str, FileFacts] | None:

@@ -189,7 +189,6 @@ def _ranks(
                 model_path=model_path,
                 reference_path=reference_path,
                 total_updates=config.training.steps * config.updates_per_batch,
-                saves=True,
             ),
         )
         for rank, seat in enumerate(placement.ranks)

@@ -21,6 +21,7 @@ KEPT = {
     "policy/learning_rate",
     "policy/updates",
     "tokens/trained",
+    "time/checkpoint_wait",
 }
 
 

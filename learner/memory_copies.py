@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import threading
-from collections.abc import Iterable
-from contextlib import suppress
 
 import torch
 
@@ -16,38 +13,16 @@ ALIGNMENT = 64  # bytes
 class MemoryCopies:
     """Makes copies in memory of its own, again and again in the same.
 
-    To be given fresh memory takes around ten times as long as the copy, so `reserve` asks for it ahead, and it is
-    kept from one set of copies to the next. `lend` says that the set is not needed any more: the system takes the
-    memory where it runs short of it.
+    To be given fresh memory takes around ten times as long as the copy, so it is kept from one set of copies to the
+    next. `lend` says that the set is not needed any more: the system takes the memory where it runs short of it.
     """
 
     def __init__(self) -> None:
         self._blocks: list[tuple[mmap.mmap, torch.Tensor]] = []
         self._block = self._used = 0
-        self._reserving: threading.Thread | None = None
-
-    @property
-    def has_memory(self) -> bool:
-        """Whether it was asked for: by `reserve`, or by a copy that came before."""
-        return self._reserving is not None or bool(self._blocks)
-
-    def reserve(self, sizes: Iterable[int]) -> None:
-        """Be given memory for so many bytes each, in the background; `copy` waits for it. Before any copy, and once."""
-        size = sum(map(_aligned, sizes))
-        self._reserving = threading.Thread(target=self._reserve, args=(size,), name="reserve", daemon=True)
-        self._reserving.start()
-
-    def _reserve(self, size: int) -> None:
-        with suppress(OSError):  # what there is no room for now, `copy` asks for again
-            block = _huge_pages(max(size, BLOCK_BYTES))
-            block[1][:size].zero_()
-            self._blocks.append(block)
-            self.lend()
 
     def copy(self, tensor: torch.Tensor) -> torch.Tensor:
         """A contiguous copy of the same shape and type, good until `lend`."""
-        if self._reserving is not None:
-            self._reserving.join()
         size = tensor.numel() * tensor.element_size()
         while self._block < len(self._blocks) and self._used + size > len(self._blocks[self._block][1]):
             self._block, self._used = self._block + 1, 0

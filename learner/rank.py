@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+import time
 from collections.abc import Sequence as ListOf
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +39,6 @@ from learner.whole_weights import WholeWeights
 
 Tensors = dict[str, torch.Tensor]
 
-COPY_THREADS = 2  # at least, whatever learner.threads: while a checkpoint is copied, the loop waits
 TRAINER = "trainer"  # the folder of every rank's state in a checkpoint
 
 
@@ -54,8 +55,7 @@ class RankOptions:
     """Where this rank stands and what it loads.
 
     reference_path: the reference policy, for the KL; with LoRA, the base under the adapters, and
-    model_path is then the same or a checkpoint. total_updates: optimizer steps of the whole run. saves: whether
-    checkpoints will be asked for, so that memory for them is worth having early.
+    model_path is then the same or a checkpoint. total_updates: optimizer steps of the whole run.
     """
 
     rank: int
@@ -66,7 +66,6 @@ class RankOptions:
     model_path: Path
     reference_path: Path
     total_updates: int
-    saves: bool = False
 
 
 class LearnerRank:
@@ -99,6 +98,8 @@ class LearnerRank:
         self._weights = WholeWeights(self._policy, config.learner.zero_stage, options.rank)
         self._writer: BackgroundWriter[dict[str, FileFacts]] = BackgroundWriter()
         self._copies = MemoryCopies()
+        self._copied = threading.Event()  # clear as long as a checkpoint has yet to be copied from the live state
+        self._copied.set()
 
     def ready(self) -> int:
         """The process id, once the constructor is through."""
@@ -127,12 +128,12 @@ class LearnerRank:
         totals = self._accumulate(self._micro_batches(sequences, weights, indices))
         alarms = Alarms(self.config.training.guards)
         self._check(alarms, totals, on_policy, limits)
+        waited = self._wait_for_copies()
         grad_norm = self._gate.step(alarms.highest_norm(limits))
         self._check_grad_norm(alarms, grad_norm, limits)
         counts["policy/updates"] = float(not alarms.skip)
         if not alarms.skip:
             self.version += 1
-            self._reserve_copies()
         tokens = totals["tokens"]
         return counts | {
             "policy/loss": totals["loss"],
@@ -145,6 +146,7 @@ class LearnerRank:
             "rollout/logprob_diff": totals["diff"] / tokens,
             "rollout/logprob_diff_max": totals["diff_max"],
             "tokens/trained": tokens,
+            "time/checkpoint_wait": waited,
             **alarms.metrics,
         }
 
@@ -248,6 +250,7 @@ class LearnerRank:
 
     def reset_reference(self, folder: Path) -> None:
         """Write the policy to `folder`, make it the reference and, if asked for, forget the optimizer's moments."""
+        self._wait_for_copies()
         weights = self.whole_weights()
         if self.options.rank == 0:
             self._write_model(folder, weights)
@@ -285,9 +288,11 @@ class LearnerRank:
 
     def sleep(self) -> None:
         """Give the optimizer's memory on the GPU to whoever shares it; `wake` takes it back."""
+        self._wait_for_copies()
         self._offload.sleep()
 
     def wake(self) -> None:
+        self._wait_for_copies()
         self._offload.wake()
 
     # -- weights out ------------------------------------------------------------------------------
@@ -317,35 +322,37 @@ class LearnerRank:
                 {name: p.detach().to("cpu", copy=True) for name, p in parts.items()} if self.options.rank == 0 else {}
             )
 
-    def _reserve_copies(self) -> None:
-        """Ask for the memory of a checkpoint's copies, once the optimizer has its moments: a first save that comes
-        seconds later, and not at once, then holds up the loop for no longer than the others."""
-        if not self.options.saves or self._copies.has_memory:
-            return
-        state = trainer_state.live_state(self._engine).values()
-        sizes = [value.numel() * value.element_size() for value in state if isinstance(value, torch.Tensor)]
-        if self.options.rank == 0:
-            sizes += [math.prod(shape) * dtype.itemsize for shape, dtype in self._weights.shapes.values()]
-        self._copies.reserve(sizes)
-
     def begin_save(self, folder: Path) -> None:
-        """Copy this rank's state in memory and write it in the background: trainer state of every rank,
-        and from rank 0 the model as a Hugging Face folder."""
+        """Save this rank's state in the background: trainer state of every rank, and from rank 0 the model as a
+        Hugging Face folder. First it is copied in memory, which whatever changes it waits for, and then written.
+
+        Under ZeRO-3 the model is copied here and now, as to gather it is a collective.
+        """
         self._writer.done(wait=True)  # whose copies lie where these will
-        torch.set_num_threads(max(COPY_THREADS, self.options.threads))
-        try:
-            weights, adapters = self._weights.copies(self._copies.copy), self._whole_adapters()
-            tensors, facts = trainer_state.snapshot(self._engine, self.version, self._copies)
-        finally:
-            torch.set_num_threads(self.options.threads)
+        gathered_now = self._whole_copies() if self.config.learner.zero_stage == 3 else None
+        self._copied.clear()
 
         def write() -> dict[str, FileFacts]:
             try:
+                try:
+                    weights, adapters = gathered_now or self._whole_copies()
+                    tensors, facts = trainer_state.snapshot(self._engine, self.version, self._copies)
+                finally:
+                    self._copied.set()
                 return self._write(folder, weights, adapters, tensors, facts)
             finally:
                 self._copies.lend()
 
         self._writer.start(write)
+
+    def _whole_copies(self) -> tuple[Tensors, Tensors]:
+        return self._weights.copies(self._copies.copy), self._whole_adapters()
+
+    def _wait_for_copies(self) -> float:
+        """Before the state changes: let a checkpoint have its copies of it; seconds of that."""
+        begun = time.perf_counter()
+        self._copied.wait()
+        return time.perf_counter() - begun
 
     def saved(self, wait: bool) -> dict[str, FileFacts] | None:
         """What the last save wrote, by path in its folder, once it is on disk; None before. Raises what kept it from

@@ -25,6 +25,7 @@ from configs.schema import Config
 from learner.alarms import Limits
 from learner.ending import end_process
 from learner.rank import LearnerRank, RankOptions
+from tests.late_copies import LateCopies
 from tests.learner_cases import Batch
 from tests.learner_faults import planted
 
@@ -40,7 +41,6 @@ def main(jobs_file: Path, rank: int, ranks: int, port: int) -> None:
             model_path=Path(job["resume"] or job["model"]),
             reference_path=Path(job["reference"]),
             total_updates=10,
-            saves=True,
         )
         began = time.perf_counter()
         with planted(job["mutant"]):
@@ -48,20 +48,34 @@ def main(jobs_file: Path, rank: int, ranks: int, port: int) -> None:
             learner_rank = LearnerRank(Config.model_validate_json(json.dumps(job["config"])), options)
             if job["resume"]:
                 learner_rank.load_trainer_state(Path(job["resume"]) / "trainer")
-            answers = [act(learner_rank, Path(job["model"]), name, argument) for name, argument in job["actions"]]
+            late, answers = LateCopies(learner_rank), []
+            for name, argument in job["actions"]:
+                answers.append(act(learner_rank, late, Path(job["model"]), name, argument))
+            late.now()
+            learner_rank.saved(wait=True)
         answers.append({"seconds": time.perf_counter() - began})
         if rank == 0:
             (jobs_file.parent / f"{job['name']}.json").write_text(json.dumps(answers))
     learner_rank.close()
 
 
-def act(rank: LearnerRank, model: Path, name: str, argument: Any) -> Any:
-    """Runs one action; a RunError is an answer too."""
+def act(rank: LearnerRank, late: LateCopies, model: Path, name: str, argument: Any) -> Any:
+    """Runs one action; a RunError is an answer too. A save is copied once the next action waits for it, or is over."""
+    if name == "save":
+        return late.begin_save(Path(argument))
+    try:
+        return _act(rank, model, name, argument)
+    finally:
+        late.now()
+
+
+def _act(rank: LearnerRank, model: Path, name: str, argument: Any) -> Any:
     if name == "update":
         sequences = Batch(**argument["batch"]).sequences(model)
         try:
             with gradient_written(rank, argument["gradient"]):
-                return rank.update(sequences, argument["on_policy"], Limits(**argument["limits"]))
+                metrics = rank.update(sequences, argument["on_policy"], Limits(**argument["limits"]))
+                return {name: value for name, value in metrics.items() if not name.startswith("time/")}
         except RunError as error:
             return {"error": str(error)}
     if name == "weights":
@@ -69,10 +83,6 @@ def act(rank: LearnerRank, model: Path, name: str, argument: Any) -> Any:
         if weights:
             save_file(weights, argument)
         return rank.version
-    if name == "save":
-        rank.begin_save(Path(argument))
-        assert torch.get_num_threads() == rank.options.threads, "more copy, and no more compute"
-        return rank.saved(wait=True)
     if name == "sleep":
         rank.sleep()
         rank.sleep()  # a second time is nothing

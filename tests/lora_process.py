@@ -35,6 +35,7 @@ from learner.ending import end_process
 from learner.lora import Adapters
 from learner.policy import load_policy
 from learner.rank import LearnerRank, RankOptions
+from tests.late_copies import LateCopies
 from tests.learner_cases import REPOSITORY, Batch
 
 DEADLINE_SECONDS = 240.0
@@ -84,10 +85,12 @@ def main(jobs_file: Path, rank: int, ranks: int, port: int) -> None:
             learner_rank = LearnerRank(Config.model_validate_json(json.dumps(job["config"])), options)
             if job["resume"]:
                 learner_rank.load_trainer_state(model / "trainer")
-        answers = []
+        late, answers = LateCopies(learner_rank), []
         for name, argument, fault in job["actions"]:
             with planted(fault):
-                answers.append(act(learner_rank, base, name, argument))
+                answers.append(act(learner_rank, late, base, name, argument))
+        late.now()
+        learner_rank.saved(wait=True)
         if rank == 0:
             (jobs_file.parent / f"{job['name']}.json").write_text(json.dumps(answers))
     learner_rank.close()
@@ -106,11 +109,21 @@ def slice_small_parameters_too() -> None:
     deepspeed.initialize = initialize
 
 
-def act(rank: LearnerRank, base: Path, name: str, argument: Any) -> Any:
-    """Runs one action; a RunError is an answer too."""
+def act(rank: LearnerRank, late: LateCopies, base: Path, name: str, argument: Any) -> Any:
+    """Runs one action; a RunError is an answer too. A save is copied once the next action waits for it, or is over."""
+    if name == "save":
+        return late.begin_save(Path(argument))
+    try:
+        return _act(rank, base, name, argument)
+    finally:
+        late.now()
+
+
+def _act(rank: LearnerRank, base: Path, name: str, argument: Any) -> Any:
     if name == "update":
         try:
-            return rank.update(Batch(**argument).sequences(base), on_policy=False)
+            metrics = rank.update(Batch(**argument).sequences(base), on_policy=False)
+            return {name: value for name, value in metrics.items() if not name.startswith("time/")}
         except RunError as error:
             return {"error": str(error)}
     if name == "on-policy update":
@@ -118,9 +131,6 @@ def act(rank: LearnerRank, base: Path, name: str, argument: Any) -> Any:
             return rank.update(read_sequences(Path(argument)), on_policy=True)
         except RunError as error:
             return {"error": str(error)}
-    if name == "save":
-        rank.begin_save(Path(argument))
-        return rank.saved(wait=True)
     if name == "replay":
         recorded, recomputed = replay(Path(argument), step=3)
         return [{compared: line[compared] for compared in COMPARED} for line in (recorded, recomputed)]

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -194,19 +193,6 @@ def test_copies_are_equal_apart_and_can_be_saved(tmp_path: Path) -> None:
     again = [memory.copy(tensor) for tensor in originals.values()]
     assert [copy.data_ptr() for copy in again] == places, "in the same memory"
     assert all(torch.equal(copy, original) for copy, original in zip(again, originals.values(), strict=True))
-
-
-def test_memory_reserved_ahead_is_there_before_it_is_copied_to() -> None:
-    memory, tensors = MemoryCopies(), [torch.randn(7), torch.tensor(3.0), torch.randn(1 << 22), torch.randn(1 << 24)]
-    process = psutil.Process()
-    before = process.memory_info().rss
-    memory.reserve(tensor.numel() * tensor.element_size() for tensor in tensors)
-    copies = [memory.copy(tensors[0])]  # which waits for it
-    assert process.memory_info().rss - before > 75 << 20, "of 80 MiB"
-    copies += [memory.copy(tensor) for tensor in tensors[1:]]
-    places = [copy.data_ptr() for copy in copies]
-    assert places == sorted(places) and places[-1] - places[0] < 17 << 20, "one after another in one block"
-    assert all(torch.equal(copy, tensor) for copy, tensor in zip(copies, tensors, strict=True))
 
 
 # -- damaged --------------------------------------------------------------------------------------

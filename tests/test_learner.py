@@ -151,6 +151,10 @@ SAVES = [
     Case(3, ranks=2, use="save", dtype="bfloat16", optimizer="adamw", learner=SCHEDULE),
     *(Case(z, use="save", dtype="bfloat16", optimizer="adamw_cpu", learner=SCHEDULE) for z in (2, 3)),
 ]
+IMPATIENT = [
+    Case(z, use="save", mutant="a step that waits for no copies", optimizer=o, learner=SCHEDULE)
+    for z, o in ((0, "adamw"), (2, "adamw_8bit"), (3, "adamw"))
+]
 
 
 def unfiltered(case: Case) -> Case:
@@ -257,7 +261,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     jobs += [job for case in [*SLEEPS, FORGETFUL] for job in make.sleep(case)]
     jobs += [*map(make.train, BF16), *map(make.decay, DECAYS), *map(make.overflow, OVERFLOWS)]
     jobs += [job for case in REFUSALS for job in make.refuse(case)]
-    jobs += map(make.saved, SAVES)
+    jobs += map(make.saved, [*SAVES, *IMPATIENT])
     # One rank resumes in a fresh process; for two it would cost two more, so a fresh LearnerRank must do.
     jobs += [make.resumed(case) for case in SAVES if case.ranks == 2]
     alone = [make.resumed(case) for case in SAVES if case.ranks == 1]
@@ -456,6 +460,15 @@ def test_a_restored_rank_goes_on_bit_for_bit(case: Case, outcomes: Outcomes) -> 
     assert all(torch.equal(left_alone[name], resumed[name]) for name in left_alone)
     saved = outcomes.weights(case.name + "-saved")
     assert norm(minus(left_alone, saved)) > 1e-4 * norm(saved)  # and it goes on indeed
+
+
+@pytest.mark.parametrize("case", IMPATIENT, ids=ids(IMPATIENT))
+def test_a_step_made_before_the_copies_would_be_seen(case: Case, outcomes: Outcomes) -> None:
+    right, wrong = (
+        load_file(outcomes.checkpoint(name) / "trainer" / "rank_0.safetensors")
+        for name in (replace(case, mutant=None).name, case.name)
+    )
+    assert right.keys() == wrong.keys() and not all(torch.equal(right[name], wrong[name]) for name in right)
 
 
 @pytest.mark.parametrize("case", SAVES, ids=ids(SAVES))

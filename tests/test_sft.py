@@ -87,7 +87,7 @@ def test_its_metrics_are_those_of_rl_that_mean_the_same_and_no_others(run: Path)
         assert set(line) == {
             *("step", "policy/loss", "policy/entropy", "policy/grad_norm", "policy/learning_rate", "policy/updates"),
             *("policy/version", "tokens/trained", "tokens/per_second", "time/update", "time/sync", "time/step"),
-            *("time/sync_gather", "time/sync_copy", "time/sync_load", "time/sync_repack"),
+            *("time/sync_gather", "time/sync_copy", "time/sync_load", "time/sync_repack", "time/checkpoint_wait"),
         }
         assert line["policy/version"] == line["step"] == step
 
