@@ -186,7 +186,7 @@ def test_a_full_object_store_and_a_worker_ten_times_as_slow_cost_time_and_nothin
     assert status(folder)["restarts"] == 0
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     sampling = [line["time/sample"] for line in lines if "time/sample" in line]
-    assert median(sampling[3 : STEPS - 2]) > 4 * median(sampling[:2]), "it was slow"
+    assert median(sampling[3 : STEPS - 2]) > 4 * min(sampling), "it was slow"
 
 
 @contextmanager
