@@ -1,6 +1,6 @@
 """How long a checkpoint holds up the loop, beside a memory copy of the same bytes.
 
-    python -m benchmarks.checkpoint_stall [--only quickstart|smollm2] [--repeats N] [--path FILE]
+    python -m benchmarks.checkpoint_stall [--only quickstart|smollm2] [--zero-stage N] [--repeats N] [--path FILE]
 
 A real learner rank with 32-bit AdamW, an actor of Ray's, saves after every update, the first one too; each save
 deletes the one before. The stall is `Checkpoints.begin`, what the next update, which comes at once, waits for the
@@ -38,12 +38,12 @@ STEP_SECONDS = 1.0  # between two polls; a step of the quickstart takes 2
 PARTS = ("begin", "update", "poll", "copy", "whole")
 
 
-def start(model: Path, environment: Mapping[str, str] = MappingProxyType({})) -> LearnerGroup:
+def start(model: Path, environment: Mapping[str, str] = MappingProxyType({}), zero_stage: int = 0) -> LearnerGroup:
     """One learner rank, in a process with this in its environment."""
     sections = {
         "model": {"name": str(model), "gradient_checkpointing": False},
         "rollout": {"max_completion_tokens": 192},
-        "learner": {"threads": 1, "optimizer": "adamw"},
+        "learner": {"threads": 1, "optimizer": "adamw", "zero_stage": zero_stage},
     }
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -62,14 +62,14 @@ def start(model: Path, environment: Mapping[str, str] = MappingProxyType({})) ->
     return LearnerGroup([actor.remote(Config.model_validate(sections), options)], DEADLINE_SECONDS)
 
 
-def stall(name: str, repeats: int) -> dict[str, Any]:
+def stall(name: str, repeats: int, zero_stage: int = 0) -> dict[str, Any]:
     """Seconds of the loop's waits for each save, of a copy of the same bytes, and of the save in all; and the waits as
     shares of what two copies and 50 ms take, by the median of the copies."""
     batch = small_completions(2) if name == "quickstart" else mid_completions(1)
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
     with tempfile.TemporaryDirectory(prefix="pocketgrpo-stall-") as scratch:
         (Path(scratch) / "model").mkdir()
-        learner = start(model_folder(name, Path(scratch) / "model"))
+        learner = start(model_folder(name, Path(scratch) / "model"), zero_stage=zero_stage)
         checkpoints = Checkpoints(Path(scratch) / "checkpoints", keep=1)
         learner.update(batch, on_policy=False)
         for step in range(repeats + 1):
@@ -115,13 +115,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "took more than two copies and 50 ms."
     )
     parser.add_argument("--only", choices=("quickstart", "smollm2"))
+    parser.add_argument("--zero-stage", type=int, choices=range(4), default=0)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--path", type=Path, default=RESULTS, help="where the figures are appended (%(default)s)")
     options = parser.parse_args(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     names = [options.only] if options.only else ["quickstart", "smollm2"]
     with ray_session("auto"):
-        figures = {name: stall(name, options.repeats) for name in names}
+        figures = {name: stall(name, options.repeats, options.zero_stage) for name in names}
     heads = "stall", *PARTS, "first stall", "first / allowed", "others / allowed"
     print("| ms | " + " | ".join(heads) + " |")
     print("|---" * (len(heads) + 1) + "|")

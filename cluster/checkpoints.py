@@ -1,4 +1,4 @@
-"""Checkpoints of a run: begun in memory, finished by a manifest, found again by it.
+"""Checkpoints of a run: begun by copies in memory, finished by a manifest, found again by it.
 
 A folder counts as a checkpoint once `manifest.json` stands in it; the manifest lists every file with
 size and SHA-256 and is renamed into place last, so a half-written one is never taken for whole.
@@ -89,8 +89,8 @@ class BestCheckpoint:
 class Checkpoints:
     """The checkpoints of one run folder; keeps the newest `keep`, and the best. `sealed()` hears of each new one.
 
-    Nothing of a save stops the loop for longer than a copy in memory: the ranks write and hash in the background, and
-    so does the driver write the manifest and delete what is old.
+    A save does not stop the loop: the ranks copy, write and hash in the background, where whatever changes their state
+    waits for the copies, and so does the driver write the manifest and delete what is old.
     """
 
     def __init__(self, folder: Path, keep: int, sealed: Callable[[], None] = lambda: None) -> None:
@@ -104,7 +104,7 @@ class Checkpoints:
     def begin(
         self, learner: LearnerGroup, state: LoopState, write_more: Callable[[Path], None] = lambda folder: None
     ) -> None:
-        """Copy the state; the ranks write it in the background. A save still under way is finished first.
+        """Have the ranks save their state in the background. A save still under way is finished first.
 
         write_more: puts small files of the loop's own into the folder.
         """

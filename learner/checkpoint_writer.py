@@ -1,4 +1,4 @@
-"""Writes one rank's part of a checkpoint in the background, from copies already made in memory."""
+"""Writes one rank's part of a checkpoint in the background, from copies made in memory."""
 
 from __future__ import annotations
 
@@ -45,10 +45,11 @@ class BackgroundWriter(Generic[Answer]):
             self._thread.join(seconds)
             if self._thread.is_alive():
                 raise TimeoutError(errno.ETIMEDOUT, f"the disk has not answered for {seconds:g} s")
+        running = self._thread is not None and self._thread.is_alive()  # asked first: it may fail just now
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-        return self._thread is None or not self._thread.is_alive()
+        return not running
 
     def _run(self, write: Callable[[], Answer]) -> None:
         try:

@@ -100,6 +100,7 @@ class LearnerRank:
         self._copies = MemoryCopies()
         self._copied = threading.Event()  # clear as long as a checkpoint has yet to be copied from the live state
         self._copied.set()
+        self._waited = 0.0  # seconds for such copies since the last step
 
     def ready(self) -> int:
         """The process id, once the constructor is through."""
@@ -111,7 +112,7 @@ class LearnerRank:
     # -- learning ---------------------------------------------------------------------------------
 
     def update(self, sequences: ListOf[Sequence], on_policy: bool, limits: Limits = NO_LIMITS) -> dict[str, float]:
-        """One optimizer step on an update batch; returns its metrics, the same on every rank.
+        """One optimizer step on an update batch; returns its metrics, the same on every rank but for seconds.
 
         on_policy: the sequences were sampled with just these weights, so the sampler's log-probs must
         equal ours. If filtering leaves nothing, or a guard skips the batch, there is no step: version and
@@ -128,7 +129,8 @@ class LearnerRank:
         totals = self._accumulate(self._micro_batches(sequences, weights, indices))
         alarms = Alarms(self.config.training.guards)
         self._check(alarms, totals, on_policy, limits)
-        waited = self._wait_for_copies()
+        self._wait_for_copies()
+        waited, self._waited = self._waited, 0.0
         grad_norm = self._gate.step(alarms.highest_norm(limits))
         self._check_grad_norm(alarms, grad_norm, limits)
         counts["policy/updates"] = float(not alarms.skip)
@@ -348,11 +350,11 @@ class LearnerRank:
     def _whole_copies(self) -> tuple[Tensors, Tensors]:
         return self._weights.copies(self._copies.copy), self._whole_adapters()
 
-    def _wait_for_copies(self) -> float:
-        """Before the state changes: let a checkpoint have its copies of it; seconds of that."""
+    def _wait_for_copies(self) -> None:
+        """Before the state changes: let a checkpoint have its copies of it."""
         begun = time.perf_counter()
         self._copied.wait()
-        return time.perf_counter() - begun
+        self._waited += time.perf_counter() - begun
 
     def saved(self, wait: bool) -> dict[str, FileFacts] | None:
         """What the last save wrote, by path in its folder, once it is on disk; None before. Raises what kept it from

@@ -40,7 +40,10 @@ class LateCopies:
         go = self._go
 
         def late() -> Any:
-            assert go.wait(LATE_SECONDS), "nobody has waited for the copies"
-            return write()
+            try:
+                assert go.wait(LATE_SECONDS), "nobody has waited for the copies"
+                return write()
+            finally:
+                self._rank._copied.set()
 
         self._right_start(late)

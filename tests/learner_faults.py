@@ -124,7 +124,7 @@ MUTANTS: dict[str, AbstractContextManager[Any]] = {
     "a step on nothing": patch.object(learner.rank, "kept", _keeping_one),
     "offsets shifted by one": patch.object(learner.trainer_state, "partitions", _shifted_by_one),
     "moments not put together": patch.object(learner.resharding, "moments_of", lambda keys: []),
-    "a step that waits for no copies": patch.object(LearnerRank, "_wait_for_copies", lambda self: 0.0),
+    "no waiting for copies": patch.object(LearnerRank, "_wait_for_copies", lambda self: None),
     "a gate left open": patch.object(StepGate, "_pass_on", lambda gate: gate._optimizer_step()),
     "moments lost in sleep": patch.object(LearnerRank, "wake", lambda self: self._engine.basic_optimizer.state.clear()),
 }

@@ -60,8 +60,9 @@ def main(jobs_file: Path, rank: int, ranks: int, port: int) -> None:
 
 
 def act(rank: LearnerRank, late: LateCopies, model: Path, name: str, argument: Any) -> Any:
-    """Runs one action; a RunError is an answer too. A save is copied once the next action waits for it, or is over."""
-    if name == "save":
+    """Runs one action; a RunError is an answer too. A late save is copied once the next action waits for it, or is
+    over."""
+    if name == "late save":
         return late.begin_save(Path(argument))
     try:
         return _act(rank, model, name, argument)
@@ -83,6 +84,12 @@ def _act(rank: LearnerRank, model: Path, name: str, argument: Any) -> Any:
         if weights:
             save_file(weights, argument)
         return rank.version
+    if name == "save":
+        rank.begin_save(Path(argument))
+        rank.saved(wait=True)
+        return None
+    if name == "reset":
+        return rank.reset_reference(Path(argument))
     if name == "sleep":
         rank.sleep()
         rank.sleep()  # a second time is nothing

@@ -110,8 +110,9 @@ def slice_small_parameters_too() -> None:
 
 
 def act(rank: LearnerRank, late: LateCopies, base: Path, name: str, argument: Any) -> Any:
-    """Runs one action; a RunError is an answer too. A save is copied once the next action waits for it, or is over."""
-    if name == "save":
+    """Runs one action; a RunError is an answer too. A late save is copied once the next action waits for it, or is
+    over."""
+    if name == "late save":
         return late.begin_save(Path(argument))
     try:
         return _act(rank, base, name, argument)

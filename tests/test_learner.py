@@ -151,10 +151,12 @@ SAVES = [
     Case(3, ranks=2, use="save", dtype="bfloat16", optimizer="adamw", learner=SCHEDULE),
     *(Case(z, use="save", dtype="bfloat16", optimizer="adamw_cpu", learner=SCHEDULE) for z in (2, 3)),
 ]
+IMPATIENCE = "no waiting for copies"
 IMPATIENT = [
-    Case(z, use="save", mutant="a step that waits for no copies", optimizer=o, learner=SCHEDULE)
+    Case(z, use="save", mutant=IMPATIENCE, optimizer=o, learner=SCHEDULE)
     for z, o in ((0, "adamw"), (2, "adamw_8bit"), (3, "adamw"))
 ]
+RESETS = [Case(2, use="reset", mutant=mutant, learner=(("reset_optimizer", True),)) for mutant in (None, IMPATIENCE)]
 
 
 def unfiltered(case: Case) -> Case:
@@ -204,6 +206,9 @@ class Jobs:
     def save(self, name: str) -> list[Any]:
         return ["save", str(self.folder / f"{name}-checkpoint")]
 
+    def save_late(self, name: str) -> list[Any]:
+        return ["late save", str(self.folder / f"{name}-checkpoint")]
+
     def step(self, case: Case, batch: Batch = BATCH) -> Job:
         gradient = self.folder / f"{case.name}-gradient.safetensors"
         return Job(case, [update(batch, gradient=gradient), self.weights(case.name)])
@@ -235,13 +240,18 @@ class Jobs:
         return Job(case, [update(Batch(advantage=1e38)), self.weights(case.name)])
 
     def saved(self, case: Case) -> Job:
-        before = [update(BATCH), update(OTHER_BATCH), self.weights(f"{case.name}-saved"), self.save(case.name)]
+        before = [update(BATCH), update(OTHER_BATCH), self.weights(f"{case.name}-saved"), self.save_late(case.name)]
         return Job(case, [*before, update(BATCH), self.weights(case.name)])
 
     def sleep(self, case: Case) -> list[Job]:
         """Two updates with a sleep between, and the two without it."""
         slept = [update(BATCH), ["sleep", None], update(OTHER_BATCH), self.weights(case.name)]
         return [Job(case, slept), self.without(case)]
+
+    def reset(self, case: Case) -> Job:
+        """Saved twice with the same moments, and then they are forgotten."""
+        reset = ["reset", str(self.folder / f"{case.name}-reference")]
+        return Job(case, [update(BATCH), self.save(f"{case.name}-before"), self.save_late(case.name), reset])
 
     def resumed(self, case: Case) -> Job:
         checkpoint = self.folder / f"{case.name}-checkpoint"
@@ -261,7 +271,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     jobs += [job for case in [*SLEEPS, FORGETFUL] for job in make.sleep(case)]
     jobs += [*map(make.train, BF16), *map(make.decay, DECAYS), *map(make.overflow, OVERFLOWS)]
     jobs += [job for case in REFUSALS for job in make.refuse(case)]
-    jobs += map(make.saved, [*SAVES, *IMPATIENT])
+    jobs += [*map(make.saved, [*SAVES, *IMPATIENT]), *map(make.reset, RESETS)]
     # One rank resumes in a fresh process; for two it would cost two more, so a fresh LearnerRank must do.
     jobs += [make.resumed(case) for case in SAVES if case.ranks == 2]
     alone = [make.resumed(case) for case in SAVES if case.ranks == 1]
@@ -469,6 +479,15 @@ def test_a_step_made_before_the_copies_would_be_seen(case: Case, outcomes: Outco
         for name in (replace(case, mutant=None).name, case.name)
     )
     assert right.keys() == wrong.keys() and not all(torch.equal(right[name], wrong[name]) for name in right)
+
+
+@pytest.mark.parametrize("case", RESETS, ids=ids(RESETS))
+def test_moments_are_copied_before_a_reset_forgets_them_or_it_would_be_seen(case: Case, outcomes: Outcomes) -> None:
+    before, late = (
+        (outcomes.checkpoint(name) / "trainer" / "rank_0.safetensors").read_bytes()
+        for name in (f"{case.name}-before", case.name)
+    )
+    assert (before == late) == (case.mutant is None)
 
 
 @pytest.mark.parametrize("case", SAVES, ids=ids(SAVES))

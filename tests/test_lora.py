@@ -131,7 +131,7 @@ def saved_and_resumed_jobs(case: Case, models: dict[str, Path], folder: Path) ->
     saved = str(folder / f"{case.name}-saved")
     resumed = ["weights", str(folder / f"{case.name}-resumed.safetensors")]
     return [
-        job(case, models, [update(0), update(1), ["save", saved], update(2), tensors("weights"), tensors("base")]),
+        job(case, models, [update(0), update(1), ["late save", saved], update(2), tensors("weights"), tensors("base")]),
         job(case, models, [update(2), resumed], name=f"{case.name}-resumed", resume=saved),
     ]
 

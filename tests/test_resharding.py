@@ -101,10 +101,10 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     for each in {each.source.name: each for each in ALL}.values():
         steps = [] if each is FRESH else [update(BATCH), update(OTHER_BATCH)]
         kept = ["weights", str(folder / f"{each.source.name}.safetensors")]
-        savers.append(Job(each.source, [*steps, ["save", str(found.saved(each))], update(BATCH), kept]))
+        savers.append(Job(each.source, [*steps, ["late save", str(found.saved(each))], update(BATCH), kept]))
     for each in ALL:
         suffix = each.name.removeprefix(each.target.name)
-        actions = [["save", str(found.loaded(each))], update(BATCH)]
+        actions = [["late save", str(found.loaded(each))], update(BATCH)]
         kept = ["weights", str(folder / f"{each.name}.safetensors")]
         loaders.append(Job(each.target, [*actions, kept], resume=found.saved(each), suffix=f"-{suffix}"))
     run_all(folder / "savers", models, savers)
