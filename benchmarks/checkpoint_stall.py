@@ -38,7 +38,7 @@ STEP_SECONDS = 1.0  # between two polls; a step of the quickstart takes 2
 PARTS = ("begin", "update", "poll", "copy", "whole")
 
 
-def start(model: Path, environment: Mapping[str, str] = MappingProxyType({}), zero_stage: int = 0) -> LearnerGroup:
+def start(model: Path, environment: Mapping[str, str] = MappingProxyType({}), zero_stage: int = 2) -> LearnerGroup:
     """One learner rank, in a process with this in its environment."""
     sections = {
         "model": {"name": str(model), "gradient_checkpointing": False},
@@ -62,7 +62,7 @@ def start(model: Path, environment: Mapping[str, str] = MappingProxyType({}), ze
     return LearnerGroup([actor.remote(Config.model_validate(sections), options)], DEADLINE_SECONDS)
 
 
-def stall(name: str, repeats: int, zero_stage: int = 0) -> dict[str, Any]:
+def stall(name: str, repeats: int, zero_stage: int = 2) -> dict[str, Any]:
     """Seconds of the loop's waits for each save, of a copy of the same bytes, and of the save in all; and the waits as
     shares of what two copies and 50 ms take, by the median of the copies."""
     batch = small_completions(2) if name == "quickstart" else mid_completions(1)
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "took more than two copies and 50 ms."
     )
     parser.add_argument("--only", choices=("quickstart", "smollm2"))
-    parser.add_argument("--zero-stage", type=int, choices=range(4), default=0)
+    parser.add_argument("--zero-stage", type=int, choices=range(4), default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--path", type=Path, default=RESULTS, help="where the figures are appended (%(default)s)")
     options = parser.parse_args(argv)
