@@ -132,6 +132,10 @@ def _act(rank: LearnerRank, base: Path, name: str, argument: Any) -> Any:
             return rank.update(read_sequences(Path(argument)), on_policy=True)
         except RunError as error:
             return {"error": str(error)}
+    if name == "save":
+        rank.begin_save(Path(argument))
+        rank.saved(wait=True)
+        return None
     if name == "replay":
         recorded, recomputed = replay(Path(argument), step=3)
         return [{compared: line[compared] for compared in COMPARED} for line in (recorded, recomputed)]
