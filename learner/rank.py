@@ -101,6 +101,9 @@ class LearnerRank:
         self._copied = threading.Event()  # clear as long as a checkpoint has yet to be copied from the live state
         self._copied.set()
         self._waited = 0.0  # seconds for such copies since the last step
+        if config.learner.zero_stage == 3:  # a first save, too, is to find memory for what it copies at once
+            self._whole_copies()
+            self._copies.lend()
 
     def ready(self) -> int:
         """The process id, once the constructor is through."""

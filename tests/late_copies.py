@@ -22,10 +22,24 @@ class LateCopies:
         self._right_wait, self._right_start = rank._copied.wait, rank._writer.start
         rank._copied.wait = self._wait  # type: ignore[method-assign]
 
+    def act(self, name: str, argument: Any, act: Callable[[str, Any], Any]) -> Any:
+        """Runs one action: a late save, which is copied once the next action waits for it, or is over; or `act`."""
+        if name == "late save":
+            return self.begin_save(Path(argument))
+        try:
+            return act(name, argument)
+        finally:
+            self.now()
+
     def begin_save(self, folder: Path) -> None:
+        """What is done before it returns, while the loop waits, may need no new memory."""
         self.now()
         self._go = threading.Event()
-        with patch.object(self._rank._writer, "start", self._start):
+        new_memory = AssertionError("the loop waits for new memory")
+        with (
+            patch.object(self._rank._writer, "start", self._start),
+            patch("learner.memory_copies._huge_pages", side_effect=new_memory),
+        ):
             self._rank.begin_save(folder)
 
     def now(self) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -48,9 +49,9 @@ def main(jobs_file: Path, rank: int, ranks: int, port: int) -> None:
             learner_rank = LearnerRank(Config.model_validate_json(json.dumps(job["config"])), options)
             if job["resume"]:
                 learner_rank.load_trainer_state(Path(job["resume"]) / "trainer")
-            late, answers = LateCopies(learner_rank), []
-            for name, argument in job["actions"]:
-                answers.append(act(learner_rank, late, Path(job["model"]), name, argument))
+            late = LateCopies(learner_rank)
+            own = partial(act, learner_rank, Path(job["model"]))
+            answers = [late.act(name, argument, own) for name, argument in job["actions"]]
             late.now()
             learner_rank.saved(wait=True)
         answers.append({"seconds": time.perf_counter() - began})
@@ -59,18 +60,8 @@ def main(jobs_file: Path, rank: int, ranks: int, port: int) -> None:
     learner_rank.close()
 
 
-def act(rank: LearnerRank, late: LateCopies, model: Path, name: str, argument: Any) -> Any:
-    """Runs one action; a RunError is an answer too. A late save is copied once the next action waits for it, or is
-    over."""
-    if name == "late save":
-        return late.begin_save(Path(argument))
-    try:
-        return _act(rank, model, name, argument)
-    finally:
-        late.now()
-
-
-def _act(rank: LearnerRank, model: Path, name: str, argument: Any) -> Any:
+def act(rank: LearnerRank, model: Path, name: str, argument: Any) -> Any:
+    """Runs one action; a RunError is an answer too."""
     if name == "update":
         sequences = Batch(**argument["batch"]).sequences(model)
         try:

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -88,7 +89,7 @@ def main(jobs_file: Path, rank: int, ranks: int, port: int) -> None:
         late, answers = LateCopies(learner_rank), []
         for name, argument, fault in job["actions"]:
             with planted(fault):
-                answers.append(act(learner_rank, late, base, name, argument))
+                answers.append(late.act(name, argument, partial(act, learner_rank, base)))
         late.now()
         learner_rank.saved(wait=True)
         if rank == 0:
@@ -109,18 +110,8 @@ def slice_small_parameters_too() -> None:
     deepspeed.initialize = initialize
 
 
-def act(rank: LearnerRank, late: LateCopies, base: Path, name: str, argument: Any) -> Any:
-    """Runs one action; a RunError is an answer too. A late save is copied once the next action waits for it, or is
-    over."""
-    if name == "late save":
-        return late.begin_save(Path(argument))
-    try:
-        return _act(rank, base, name, argument)
-    finally:
-        late.now()
-
-
-def _act(rank: LearnerRank, base: Path, name: str, argument: Any) -> Any:
+def act(rank: LearnerRank, base: Path, name: str, argument: Any) -> Any:
+    """Runs one action; a RunError is an answer too."""
     if name == "update":
         try:
             metrics = rank.update(Batch(**argument).sequences(base), on_policy=False)
