@@ -1,12 +1,13 @@
 """How long a checkpoint holds up the loop, beside a memory copy of the same bytes.
 
-    python -m benchmarks.checkpoint_stall [--only quickstart|smollm2] [--zero-stage N] [--repeats N] [--path FILE]
+    python -m benchmarks.checkpoint_stall [--only quickstart|smollm2] [--zero-stage N] [--ranks N] [--repeats N]
+        [--path FILE]
 
-A real learner rank with 32-bit AdamW, an actor of Ray's, saves after every update, the first one too; each save
-deletes the one before. The stall is `Checkpoints.begin`, what the next update, which comes at once, waits for the
-copies before its step, and every `poll` until the checkpoint is whole. The copy it is held against is the fastest
-there is: of one thread, in a loop, from and to memory that is in use. Prints a Markdown table and appends its figures
-to benchmarks/results.jsonl.
+Real learner ranks with 32-bit AdamW (one, unless told otherwise), actors of Ray's, save after every update, the first
+one too; each save deletes the one before. The stall is `Checkpoints.begin`, what the next update, which comes at once,
+waits for the copies before its step, and every `poll` until the checkpoint is whole. The copy it is held against is
+the fastest there is: of one thread, in a loop, from and to memory that is in use. Prints a Markdown table and appends
+its figures to benchmarks/results.jsonl.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -38,8 +40,10 @@ STEP_SECONDS = 1.0  # between two polls; a step of the quickstart takes 2
 PARTS = ("begin", "update", "poll", "copy", "whole")
 
 
-def start(model: Path, environment: Mapping[str, str] = MappingProxyType({}), zero_stage: int = 2) -> LearnerGroup:
-    """One learner rank, in a process with this in its environment."""
+def start(
+    model: Path, environment: Mapping[str, str] = MappingProxyType({}), zero_stage: int = 2, ranks: int = 1
+) -> LearnerGroup:
+    """Learner ranks, each in a process with this in its environment."""
     sections = {
         "model": {"name": str(model), "gradient_checkpointing": False},
         "rollout": {"max_completion_tokens": 192},
@@ -50,7 +54,7 @@ def start(model: Path, environment: Mapping[str, str] = MappingProxyType({}), ze
         port = probe.getsockname()[1]
     options = RankOptions(
         rank=0,
-        ranks=1,
+        ranks=ranks,
         address="127.0.0.1",
         port=port,
         threads=1,
@@ -59,17 +63,19 @@ def start(model: Path, environment: Mapping[str, str] = MappingProxyType({}), ze
         total_updates=1,
     )
     actor = watched(LearnerRank).options(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1", **environment}})
-    return LearnerGroup([actor.remote(Config.model_validate(sections), options)], DEADLINE_SECONDS)
+    config = Config.model_validate(sections)
+    actors = [actor.remote(config, replace(options, rank=rank)) for rank in range(ranks)]
+    return LearnerGroup(actors, DEADLINE_SECONDS)
 
 
-def stall(name: str, repeats: int, zero_stage: int = 2) -> dict[str, Any]:
+def stall(name: str, repeats: int, zero_stage: int = 2, ranks: int = 1) -> dict[str, Any]:
     """Seconds of the loop's waits for each save, of a copy of the same bytes, and of the save in all; and the waits as
     shares of what two copies and 50 ms take, by the median of the copies."""
-    batch = small_completions(2) if name == "quickstart" else mid_completions(1)
+    batch = small_completions(2) if name == "quickstart" else mid_completions(ranks)
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
     with tempfile.TemporaryDirectory(prefix="pocketgrpo-stall-") as scratch:
         (Path(scratch) / "model").mkdir()
-        learner = start(model_folder(name, Path(scratch) / "model"), zero_stage=zero_stage)
+        learner = start(model_folder(name, Path(scratch) / "model"), zero_stage=zero_stage, ranks=ranks)
         checkpoints = Checkpoints(Path(scratch) / "checkpoints", keep=1)
         learner.update(batch, on_policy=False)
         for step in range(repeats + 1):
@@ -116,13 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only", choices=("quickstart", "smollm2"))
     parser.add_argument("--zero-stage", type=int, choices=range(4), default=2)
+    parser.add_argument("--ranks", type=int, choices=(1, 2), default=1)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--path", type=Path, default=RESULTS, help="where the figures are appended (%(default)s)")
     options = parser.parse_args(argv)
     os.environ |= {"HF_HUB_OFFLINE": "1"}
     names = [options.only] if options.only else ["quickstart", "smollm2"]
     with ray_session("auto"):
-        figures = {name: stall(name, options.repeats, options.zero_stage) for name in names}
+        figures = {name: stall(name, options.repeats, options.zero_stage, options.ranks) for name in names}
     heads = "stall", *PARTS, "first stall", "first / allowed", "others / allowed"
     print("| ms | " + " | ".join(heads) + " |")
     print("|---" * (len(heads) + 1) + "|")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -29,6 +30,22 @@ def from_rank_0(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def group_of_a_thread(deadline_seconds: float) -> dist.ProcessGroup:
+    """Gloo, for one thread of each rank to talk in while another trains. RuntimeError from a wait over the deadline."""
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=deadline_seconds))
+
+
+def joined_on_rank_0(part: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor | None:
+    """The parts of all ranks, each [n], one after another in the CPU's memory [ranks * n]; None but on rank 0."""
+    part = part.cpu()
+    if dist.get_rank() > 0:
+        dist.gather(part, dst=0, group=group)
+        return None
+    joined = part.new_empty(dist.get_world_size(), len(part))
+    dist.gather(part, list(joined), dst=0, group=group)
+    return joined.flatten()
 
 
 def _device() -> str:

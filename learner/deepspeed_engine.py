@@ -116,6 +116,12 @@ def gathered(parameters: list[torch.nn.Parameter], zero_stage: int) -> Iterator[
         yield
 
 
+def own_slice(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """The live elements that ZeRO-3 keeps on this rank, flat; the last ranks' are filled up to as many."""
+    kept: torch.Tensor = parameter.ds_tensor.detach()  # type: ignore[attr-defined]
+    return kept
+
+
 def whole_shape(parameter: torch.nn.Parameter) -> tuple[int, ...]:
     """The whole shape, also where ZeRO-3 has left only a slice in place."""
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -6,7 +6,7 @@ The only file that knows peft, which it imports lazily.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,16 +36,19 @@ class Adapters:
         return len(self._layers)
 
     def parts(self, name: str) -> list[nn.Parameter]:
-        """A [rank, in] and B [out, rank], which `merged` needs whole; none for a weight without an adapter."""
+        """A [rank, in] and B [out, rank], for `merged`; none for a weight without an adapter."""
         layer = self._layers.get(name)
         return [] if layer is None else [layer.lora_A[NAME].weight, layer.lora_B[NAME].weight]
 
-    def merged(self, name: str, weight: Tensor) -> Tensor:
-        """W + scale x B A, of W's type, computed in float32: a new tensor. W itself if it has no adapter."""
+    def merged(self, name: str, weight: Tensor, parts: Sequence[Tensor]) -> Tensor:
+        """W + scale x B A, of W's type, computed in float32: a new tensor. W itself if it has no adapter.
+
+        weight, parts: W and, as `parts` gives them, A and B, all of them whole.
+        """
         layer = self._layers.get(name)
         if layer is None:
             return weight
-        a, b = (part.detach().float() for part in self.parts(name))
+        a, b = (part.detach().float() for part in parts)
         product = (b @ a).T if layer.fan_in_fan_out else b @ a
         return (weight.float() + layer.scaling[NAME] * product).to(weight.dtype)
 

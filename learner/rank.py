@@ -26,7 +26,7 @@ from learner.alarms import NO_LIMITS, Alarms, Limits
 from learner.batching import MicroBatch, Sequence, kept, micro_batches, token_weights
 from learner.checkpoint_writer import BackgroundWriter, FileFacts, described, flush_to_disk, write_model
 from learner.collectives import from_rank_0, max_over_ranks, sum_over_ranks
-from learner.deepspeed_engine import build_engine, gathered, join_process_group
+from learner.deepspeed_engine import build_engine, join_process_group
 from learner.lora import FOLDER
 from learner.memory_copies import MemoryCopies
 from learner.objectives import OBJECTIVES, LossInputs, loss_options, total_loss
@@ -95,15 +95,12 @@ class LearnerRank:
             self._sampled_from = SampledFrom()
         self._reference = self._load_reference(options.reference_path) if config.learner.needs_reference else None
         self._sender: Sender | None = None
-        self._weights = WholeWeights(self._policy, config.learner.zero_stage, options.rank)
+        self._weights = WholeWeights(self._policy, config.learner.zero_stage, options.rank, deadline)
         self._writer: BackgroundWriter[dict[str, FileFacts]] = BackgroundWriter()
         self._copies = MemoryCopies()
         self._copied = threading.Event()  # clear as long as a checkpoint has yet to be copied from the live state
         self._copied.set()
         self._waited = 0.0  # seconds for such copies since the last step
-        if config.learner.zero_stage == 3:  # a first save, too, is to find memory for what it copies at once
-            self._whole_copies()
-            self._copies.lend()
 
     def ready(self) -> int:
         """The process id, once the constructor is through."""
@@ -319,28 +316,18 @@ class LearnerRank:
         """A copy of the whole model on rank 0; empty on the others, which take part in the gather."""
         return self._weights.copies()
 
-    def _whole_adapters(self) -> dict[str, torch.Tensor]:
-        """The same for the adapters, named as in peft's files."""
-        parts = self._policy.adapters.named_parameters()
-        with gathered(list(parts.values()), self.config.learner.zero_stage):
-            return (
-                {name: p.detach().to("cpu", copy=True) for name, p in parts.items()} if self.options.rank == 0 else {}
-            )
-
     def begin_save(self, folder: Path) -> None:
         """Save this rank's state in the background: trainer state of every rank, and from rank 0 the model as a
         Hugging Face folder. First it is copied in memory, which whatever changes it waits for, and then written.
-
-        Under ZeRO-3 the model is copied here and now, as to gather it is a collective.
         """
         self._writer.done(wait=True)  # whose copies lie where these will
-        gathered_now = self._whole_copies() if self.config.learner.zero_stage == 3 else None
         self._copied.clear()
 
         def write() -> dict[str, FileFacts]:
             try:
                 try:
-                    weights, adapters = gathered_now or self._whole_copies()
+                    weights = self._weights.copies(self._copies.copy)
+                    adapters = self._weights.adapter_copies()
                     tensors, facts = trainer_state.snapshot(self._engine, self.version, self._copies)
                 finally:
                     self._copied.set()
@@ -349,9 +336,6 @@ class LearnerRank:
                 self._copies.lend()
 
         self._writer.start(write)
-
-    def _whole_copies(self) -> tuple[Tensors, Tensors]:
-        return self._weights.copies(self._copies.copy), self._whole_adapters()
 
     def _wait_for_copies(self) -> None:
         """Before the state changes: let a checkpoint have its copies of it."""

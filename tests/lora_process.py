@@ -45,17 +45,17 @@ DEADLINE_SECONDS = 240.0
 # -- planted faults -------------------------------------------------------------------------------
 
 
-def _without_one(self: Adapters, name: str, weight: Tensor) -> Tensor:
-    return weight if name == "model.layers.1.mlp.down_proj.weight" else _right_merged(self, name, weight)
+def _without_one(self: Adapters, name: str, weight: Tensor, parts: list[Tensor]) -> Tensor:
+    return weight if name == "model.layers.1.mlp.down_proj.weight" else _right_merged(self, name, weight, parts)
 
 
-def _without_scale(self: Adapters, name: str, weight: Tensor) -> Tensor:
-    a, b = self.parts(name) or (torch.zeros(1), torch.zeros(1))
+def _without_scale(self: Adapters, name: str, weight: Tensor, parts: list[Tensor]) -> Tensor:
+    a, b = parts or (torch.zeros(1), torch.zeros(1))
     return weight + b.detach() @ a.detach()
 
 
-def _in_place(self: Adapters, name: str, weight: Tensor) -> Tensor:
-    return weight.copy_(_right_merged(self, name, weight))
+def _in_place(self: Adapters, name: str, weight: Tensor, parts: list[Tensor]) -> Tensor:
+    return weight.copy_(_right_merged(self, name, weight, parts))
 
 
 _right_merged = Adapters.merged

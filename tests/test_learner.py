@@ -153,8 +153,8 @@ SAVES = [
 ]
 IMPATIENCE = "no waiting for copies"
 IMPATIENT = [
-    Case(z, use="save", mutant=IMPATIENCE, optimizer=o, learner=SCHEDULE)
-    for z, o in ((0, "adamw"), (2, "adamw_8bit"), (3, "adamw"))
+    Case(z, ranks=r, use="save", mutant=IMPATIENCE, optimizer=o, learner=SCHEDULE)
+    for z, r, o in ((0, 1, "adamw"), (2, 1, "adamw_8bit"), (3, 2, "adamw"))
 ]
 RESETS = [Case(2, use="reset", mutant=mutant, learner=(("reset_optimizer", True),)) for mutant in (None, IMPATIENCE)]
 
