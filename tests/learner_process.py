@@ -83,8 +83,10 @@ def act(rank: LearnerRank, model: Path, name: str, argument: Any) -> Any:
         return rank.reset_reference(Path(argument))
     if name == "sleep":
         rank.sleep()
+        copied = rank._copied.is_set()
         rank.sleep()  # a second time is nothing
-        return rank.wake()
+        rank.wake()
+        return copied
     raise ValueError(f"no action {name!r}")
 
 

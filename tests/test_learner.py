@@ -122,12 +122,14 @@ BF16 = [  # at a rate that moves a norm's weight of 1 by more than a bfloat16
     Case(zero, dtype="bfloat16", optimizer="adamw_cpu", use="train", learner=(("learning_rate", 5e-3),))
     for zero in (1, 2, 3)
 ]
+IMPATIENCE = "no waiting for copies"
 SLEEPS = [  # between two updates the optimizer's tensors lie elsewhere
     *(Case(z, optimizer=o, use="sleep", learner=SCHEDULE) for z in range(4) for o in ("adamw", "adamw_8bit")),
     *(Case(z, dtype="bfloat16", optimizer="adamw_8bit", use="sleep", learner=SCHEDULE) for z in range(4)),
     Case(2, ranks=2, optimizer="adamw_cpu", dtype="bfloat16", use="sleep", learner=SCHEDULE),
     Case(3, ranks=2, optimizer="adamw_8bit", use="sleep", learner=SCHEDULE),
 ]
+HASTY = Case(2, use="sleep", mutant=IMPATIENCE, learner=SCHEDULE)
 FORGETFUL = Case(2, use="sleep", mutant="moments lost in sleep", learner=SCHEDULE)
 DECAYS = [
     Case(z, optimizer=o, use="decay", learner=(("weight_decay", 0.1), ("learning_rate", 0.1), *NO_KL))
@@ -151,10 +153,14 @@ SAVES = [
     Case(3, ranks=2, use="save", dtype="bfloat16", optimizer="adamw", learner=SCHEDULE),
     *(Case(z, use="save", dtype="bfloat16", optimizer="adamw_cpu", learner=SCHEDULE) for z in (2, 3)),
 ]
-IMPATIENCE = "no waiting for copies"
 IMPATIENT = [
-    Case(z, ranks=r, use="save", mutant=IMPATIENCE, optimizer=o, learner=SCHEDULE)
-    for z, r, o in ((0, 1, "adamw"), (2, 1, "adamw_8bit"), (3, 2, "adamw"))
+    Case(z, ranks=r, use="save", mutant=IMPATIENCE, dtype=d, optimizer=o, learner=SCHEDULE)
+    for z, r, d, o in (
+        (0, 1, "float32", "adamw"),
+        (2, 1, "float32", "adamw_8bit"),
+        (3, 1, "float32", "adamw"),
+        (3, 2, "bfloat16", "adamw"),
+    )
 ]
 RESETS = [Case(2, use="reset", mutant=mutant, learner=(("reset_optimizer", True),)) for mutant in (None, IMPATIENCE)]
 
@@ -244,8 +250,9 @@ class Jobs:
         return Job(case, [*before, update(BATCH), self.weights(case.name)])
 
     def sleep(self, case: Case) -> list[Job]:
-        """Two updates with a sleep between, and the two without it."""
-        slept = [update(BATCH), ["sleep", None], update(OTHER_BATCH), self.weights(case.name)]
+        """Two updates with a save and a sleep between, and the two without them."""
+        slept = [update(BATCH), self.save_late(case.name), ["sleep", None], update(OTHER_BATCH)]
+        slept.append(self.weights(case.name))
         return [Job(case, slept), self.without(case)]
 
     def reset(self, case: Case) -> Job:
@@ -268,7 +275,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
     jobs += [make.step(case, TRUNCATED) for case in OBJECTIVES]
     jobs += [make.step(case, HALF_FLAT) for case in [*FILTERED, *RENORMALISED, *UNFILTERED]]
     jobs += [job for case in EMPTIED for job in make.empty(case)] + make.empty(STEP_ON_NOTHING)[:1]
-    jobs += [job for case in [*SLEEPS, FORGETFUL] for job in make.sleep(case)]
+    jobs += [job for case in [*SLEEPS, HASTY, FORGETFUL] for job in make.sleep(case)]
     jobs += [*map(make.train, BF16), *map(make.decay, DECAYS), *map(make.overflow, OVERFLOWS)]
     jobs += [job for case in REFUSALS for job in make.refuse(case)]
     jobs += [*map(make.saved, [*SAVES, *IMPATIENT]), *map(make.reset, RESETS)]
@@ -441,7 +448,7 @@ def test_a_gradient_that_overflows_under_a_finite_loss_stops_the_run(case: Case,
 
 def asleep_and_not(case: Case, outcomes: Outcomes) -> bool:
     """Whether metrics and weights after a sleep are, to the last bit, those without one."""
-    *_, after, version = outcomes.answers[case.name][:4]
+    *_, after, version, _ = outcomes.answers[case.name]
     alone = outcomes.answers[case.name + "-without"]
     weights, without = outcomes.weights(case.name), outcomes.weights(f"{case.name}-without")
     return (after, version) == (alone[1], alone[2]) and all(torch.equal(weights[n], without[n]) for n in without)
@@ -454,6 +461,12 @@ def test_an_optimizer_that_slept_goes_on_bit_for_bit(case: Case, outcomes: Outco
 
 def test_moments_lost_in_sleep_would_be_seen(outcomes: Outcomes) -> None:
     assert not asleep_and_not(FORGETFUL, outcomes)
+
+
+@pytest.mark.parametrize("case", [*SLEEPS, HASTY], ids=ids([*SLEEPS, HASTY]))
+def test_moments_are_copied_before_they_sleep_or_it_would_be_seen(case: Case, outcomes: Outcomes) -> None:
+    _, _, copied, *_ = outcomes.answers[case.name]
+    assert copied == (case.mutant is None)
 
 
 # -- save and restore -----------------------------------------------------------------------------
@@ -474,11 +487,11 @@ def test_a_restored_rank_goes_on_bit_for_bit(case: Case, outcomes: Outcomes) -> 
 
 @pytest.mark.parametrize("case", IMPATIENT, ids=ids(IMPATIENT))
 def test_a_step_made_before_the_copies_would_be_seen(case: Case, outcomes: Outcomes) -> None:
-    right, wrong = (
-        load_file(outcomes.checkpoint(name) / "trainer" / "rank_0.safetensors")
-        for name in (replace(case, mutant=None).name, case.name)
-    )
-    assert right.keys() == wrong.keys() and not all(torch.equal(right[name], wrong[name]) for name in right)
+    for file in ("model.safetensors", "trainer/rank_0.safetensors"):
+        right, wrong = (
+            load_file(outcomes.checkpoint(name) / file) for name in (replace(case, mutant=None).name, case.name)
+        )
+        assert right.keys() == wrong.keys() and not all(torch.equal(right[name], wrong[name]) for name in right)
 
 
 @pytest.mark.parametrize("case", RESETS, ids=ids(RESETS))
