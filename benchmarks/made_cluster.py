@@ -25,7 +25,7 @@ def made_cluster(head_cpus: int = 0, store_bytes: int = STORE_BYTES) -> Iterator
         cluster.shutdown()
 
 
-def add(cluster: Cluster, **resources: float) -> Any:
+def add(cluster: Cluster, **resources: Any) -> Any:
     return cluster.add_node(node_ip_address=address(), **resources, object_store_memory=STORE_BYTES)
 
 

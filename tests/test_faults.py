@@ -35,6 +35,7 @@ SETTINGS = (
     f"cluster.heartbeat_seconds={BEAT}",
     "evaluation.every=0",
     "telemetry.live=off",
+    "telemetry.tensorboard=false",
 )
 
 
@@ -56,16 +57,87 @@ def weights(folder: Path) -> bytes:
     return (newest / "model.safetensors").read_bytes()
 
 
+PATIENT = "cluster.heartbeat_seconds=30"  # of runs beside each other, each of which takes its time
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def left_alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A run, begun, and its folder."""
     folder = tmp_path_factory.mktemp("faults")
-    ended(begun(folder, "undisturbed"))
-    return folder / "undisturbed"
+    with begun(folder, "undisturbed", PATIENT) as run, ending(run):
+        yield run, folder / "undisturbed"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(left_alone: tuple[subprocess.Popen[str], Path]) -> Path:
+    run, folder = left_alone
+    ended(run)
+    return folder
+
+
+FULL_DISK = """
+import resource, sys
+import cluster.attempt
+from cluster.train import main
+
+step = cluster.attempt.train_step
+
+def and_then_the_disk_is_full(*arguments):
+    answer = step(*arguments)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return answer
+
+cluster.attempt.train_step = and_then_the_disk_is_full
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def full_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A run, begun, and its folder. After the first step the system lets no file of the driver's grow, its status.json
+    neither."""
+    folder = tmp_path_factory.mktemp("full")
+    command = [sys.executable, "-c", FULL_DISK, *arguments(folder, "full", *SETTINGS, PATIENT)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as run, ending(run):
+        yield run, folder / "full"
+
+
+@contextmanager
+def ending(run: subprocess.Popen[str]) -> Iterator[None]:
+    """After this the run is over, if nobody has waited for that."""
+    try:
+        yield
+    finally:
+        if run.poll() is None:
+            run.terminate()
 
 
 def assert_same(folder: Path, undisturbed: Path) -> None:
     assert metrics(folder) == metrics(undisturbed)
     assert weights(folder) == weights(undisturbed)
+
+
+@pytest.mark.usefixtures("left_alone", "full_disk")  # beside it
+def test_sampling_ahead_loses_nothing_when_a_worker_dies(tmp_path: Path) -> None:
+    more = ("cluster.max_staleness=2", "rollout.max_completion_tokens=48", PATIENT)
+    run, folder = begun(tmp_path, "ahead", *more), tmp_path / "ahead"
+    strike(run, folder, WORKER, signal.SIGKILL, after_step=2)
+    ended(run)
+    prompts = status(folder)["prompts"]
+    assert (prompts["trained"], prompts["stale"], prompts["rewound"]) == (8 * STEPS, 0, 0)
+
+
+def test_a_disk_that_is_full_for_the_driver_ends_the_run_by_name(
+    full_disk: tuple[subprocess.Popen[str], Path],
+) -> None:
+    run, folder = full_disk
+    output, errors = run.communicate(timeout=250)
+    *_, last = errors.splitlines()  # Ray's log may say so before
+    assert run.returncode == 1, errors
+    assert re.match(r"error: .* could not be written: .*File too large\. Make room on its disk", last), errors
+    assert "the run failed" in output
+    assert status(folder)["state"] in ("starting", "running"), "the last that could be written"
 
 
 @pytest.mark.timeout(600)
@@ -74,7 +146,7 @@ def test_everyone_who_can_die_or_freeze_does_once_and_nothing_changes(undisturbe
     strike(run, folder, WORKER, signal.SIGKILL, after_step=1)
     strike(run, folder, VERIFIER, signal.SIGKILL, after_step=2)
     strike(run, folder, WORKER, signal.SIGSTOP, after_step=3)
-    strike(run, folder, VERIFIER, signal.SIGSTOP, after_step=4)
+    strike(run, folder, VERIFIER, signal.SIGSTOP, after_step=3)
     await_(lambda: steps_done(folder) >= 5, "step 5", run)
     (verifier,) = actors(run.pid, VERIFIER)
     for child in verifier.children(recursive=True):
@@ -103,43 +175,6 @@ def test_one_of_two_ranks_dies_while_the_other_waits_for_it(tmp_path: Path) -> N
     assert "The learner was lost and is started again" in output
     assert status(folder)["prompts"]["trained"] == 8 * STEPS
     assert_same(folder, tmp_path / "left alone")
-
-
-FULL_DISK = """
-import resource, sys
-import cluster.attempt
-from cluster.train import main
-
-step = cluster.attempt.train_step
-
-def and_then_the_disk_is_full(*arguments):
-    answer = step(*arguments)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-    return answer
-
-cluster.attempt.train_step = and_then_the_disk_is_full
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_a_disk_that_is_full_for_the_driver_ends_the_run_by_name(tmp_path: Path) -> None:
-    """After the first step the system lets no file of the driver's grow, its status.json neither."""
-    command = [sys.executable, "-c", FULL_DISK, *arguments(tmp_path, "full", *SETTINGS)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
-    *_, last = done.stderr.splitlines()  # Ray's log and TensorBoard's thread may say so before
-    assert done.returncode == 1, done.stderr
-    assert re.match(r"error: .* could not be written: .*File too large\. Make room on its disk", last), done.stderr
-    assert "the run failed" in done.stdout
-    assert status(tmp_path / "full")["state"] in ("starting", "running"), "the last that could be written"
-
-
-def test_sampling_ahead_loses_nothing_when_a_worker_dies(tmp_path: Path) -> None:
-    more = ("cluster.max_staleness=2", "cluster.rollout_workers=2", "rollout.max_completion_tokens=48")
-    run, folder = begun(tmp_path, "ahead", *more), tmp_path / "ahead"
-    strike(run, folder, WORKER, signal.SIGKILL, after_step=2)
-    ended(run)
-    prompts = status(folder)["prompts"]
-    assert (prompts["trained"], prompts["stale"], prompts["rewound"]) == (8 * STEPS, 0, 0)
 
 
 def engine_processes(run: int) -> list[psutil.Process]:
@@ -224,7 +259,7 @@ from actors.waiting import ActorLost, wait_for
 
 ray.init(log_to_driver=False)
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=0, resources={"far": 1})
 class Far:
     def answer(self):
         return bytes(10**6)  # more than Ray sends along
@@ -241,17 +276,7 @@ except ActorLost as error:
 """
 
 
-def test_an_answer_that_is_lost_with_its_node_is_an_actor_lost() -> None:
-    with made_cluster() as made:
-        node = add(made, num_cpus=1)
-        with started_in(made, "-c", FAR) as run:
-            assert run.stdout is not None and "answered\n" in iter(run.stdout.readline, "")
-            made.remove_node(node, allow_graceful=False)
-            said, _ = run.communicate("\n", timeout=90)
-    assert "The far actor has answered, but its node died before the answer was fetched.\n" in said
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head that takes no work, and three nodes of one CPU: two for a run, and a spare one."""
     with made_cluster() as made:
@@ -260,6 +285,19 @@ def cluster() -> Iterator[Cluster]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def lost_answer(cluster: Cluster) -> Iterator[subprocess.Popen[str]]:
+    """A program that goes to fetch an answer whose node is gone, which Ray takes its time to notice."""
+    node = add(cluster, num_cpus=0, resources={"far": 1})
+    with started_in(cluster, "-c", FAR) as program, ending(program):
+        assert program.stdout is not None and "answered\n" in iter(program.stdout.readline, "")
+        cluster.remove_node(node, allow_graceful=False)
+        assert program.stdin is not None
+        print(file=program.stdin, flush=True)
+        yield program
+
+
+@pytest.mark.usefixtures("lost_answer")  # beside it
 def test_a_node_that_dies_with_the_learner_on_it_costs_a_rewind_to_the_newest_checkpoint(
     undisturbed: Path, cluster: Cluster, tmp_path: Path
 ) -> None:
@@ -272,3 +310,8 @@ def test_a_node_that_dies_with_the_learner_on_it_costs_a_rewind_to_the_newest_ch
     output = ended(run)
     assert "everything goes back to step_000002" in output
     assert_same(folder, undisturbed)
+
+
+def test_an_answer_that_is_lost_with_its_node_is_an_actor_lost(lost_answer: subprocess.Popen[str]) -> None:
+    said, _ = lost_answer.communicate(timeout=90)
+    assert "The far actor has answered, but its node died before the answer was fetched.\n" in said

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,38 +131,33 @@ def test_a_push_that_breaks_off_replaces_every_worker_and_pushes_again() -> None
     end(workers)
 
 
-def test_a_frozen_actor_is_killed_within_two_heartbeats_and_a_busy_one_is_not() -> None:
+def test_who_freezes_is_gone_within_two_heartbeats_and_a_busy_actor_is_not() -> None:
+    """The second freezes when it has answered, while the first is waited for."""
     beat, said = 6.0, list[str]()
-    frozen, busy = tiny(), tiny()
-    pid = ray.get(frozen.ready.remote(), timeout=60)
-    long = busy.sleep.remote(2 * beat)
-    heartbeats = Heartbeats(beat, {"tiny actor": lambda: [frozen, busy]}, said.append)
-    os.kill(pid, signal.SIGSTOP)
-    begun = time.monotonic()
-    gone = psutil.Process(pid)
-    wait_until(lambda: not gone.is_running() or gone.status() == psutil.STATUS_ZOMBIE, 20, "the frozen actor's end")
-    assert time.monotonic() - begun < 2 * beat
+    first, busy, second = tiny(), tiny(), tiny()
+    pids = ray.get([first.ready.remote(), second.ready.remote()], timeout=60)
+    ends_busy = busy.sleep.remote(3 * beat)
+    frozen = list(map(psutil.Process, pids))
+    os.kill(pids[0], signal.SIGSTOP)
+    begun = [time.monotonic()]
+    heartbeats = Heartbeats(beat, {"tiny actor": lambda: [first, busy, second]}, said.append)
+    time.sleep(1.1 * beat)
+    os.kill(pids[1], signal.SIGSTOP)
+    begun.append(time.monotonic())
+    for process, since in zip(frozen, begun, strict=True):
+        wait_until(partial(gone, process), 20, "a frozen actor's end")
+        assert time.monotonic() - since < 2 * beat
     with pytest.raises(ActorLost):
-        wait_for([ask(frozen.ready)], 20.0, "it", "option")
-    ray.get(long, timeout=20)
+        wait_for([ask(first.ready)], 20.0, "it", "option")
+    ray.get(ends_busy, timeout=20)
     heartbeats.close()
     assert said[0] == "Tiny actor 0 has not answered for 4.8 s: killed"
     assert not any("Tiny actor 1" in line for line in said)
     ray.kill(busy)
 
 
-def test_who_freezes_while_another_is_waited_for_is_gone_within_two_heartbeats_too() -> None:
-    beat, said = 6.0, list[str]()
-    both = [tiny(), tiny()]
-    first, second = ray.get([actor.ready.remote() for actor in both], timeout=60)
-    os.kill(first, signal.SIGSTOP)
-    heartbeats = Heartbeats(beat, {"tiny actor": lambda: both}, said.append)
-    time.sleep(1.1 * beat)  # the second has answered, the first is waited for
-    os.kill(second, signal.SIGSTOP)
-    begun, gone = time.monotonic(), psutil.Process(second)
-    wait_until(lambda: not gone.is_running() or gone.status() == psutil.STATUS_ZOMBIE, 20, "the second actor's end")
-    assert time.monotonic() - begun < 2 * beat
-    heartbeats.close()
+def gone(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_rank_that_fails_because_another_died_is_a_lost_learner() -> None:
