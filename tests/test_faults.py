@@ -97,7 +97,8 @@ def full_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subpro
     """A run, begun, and its folder. After the first step the system lets no file of the driver's grow, its status.json
     neither."""
     folder = tmp_path_factory.mktemp("full")
-    command = [sys.executable, "-c", FULL_DISK, *arguments(folder, "full", *SETTINGS, PATIENT)]
+    settings = (*SETTINGS, PATIENT, "telemetry.tensorboard=true")
+    command = [sys.executable, "-c", FULL_DISK, *arguments(folder, "full", *settings)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as run, ending(run):
         yield run, folder / "full"
@@ -133,7 +134,7 @@ def test_a_disk_that_is_full_for_the_driver_ends_the_run_by_name(
 ) -> None:
     run, folder = full_disk
     output, errors = run.communicate(timeout=250)
-    *_, last = errors.splitlines()  # Ray's log may say so before
+    *_, last = errors.splitlines()  # Ray's log and TensorBoard's thread may say so before
     assert run.returncode == 1, errors
     assert re.match(r"error: .* could not be written: .*File too large\. Make room on its disk", last), errors
     assert "the run failed" in output
