@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from actors.imports import importing
 from actors.shared_memory import unname_mapped
 from data.records import Completion
 
@@ -103,9 +104,10 @@ class Engine:
 
     def __init__(self, options: EngineOptions) -> None:
         os.environ.update(environment(options.device))
-        from transformers import AutoTokenizer
-        from vllm import EngineArgs, LLMEngine
-        from vllm.config import WeightTransferConfig
+        with importing():
+            from transformers import AutoTokenizer
+            from vllm import EngineArgs, LLMEngine
+            from vllm.config import WeightTransferConfig
 
         self.version = 0
         self.cached_tokens = 0

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from actors.imports import importing
 from cluster.interrupts import Interrupts, exit_code, stop_when_told
 from cluster.terminal import escape_crashes, say_error
 from configs.errors import FAILURE, USAGE, RunError, UsageError
@@ -38,10 +39,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m cluster.evalu
 def evaluate(request: Request) -> int:
     """One evaluation, new or gone on with; returns 0, or 130 / 143 when told to stop."""
     # Imported here, so that --help and a typo in a task's name answer at once.
-    from cluster.evaluation_report import BaseResults, earlier_results, is_results, save_pass_rates, write_report
-    from cluster.progress import Display
-    from cluster.subjects import find_subject
-    from cluster.tasks import evaluation_config, load_benchmarks
+    with importing():
+        from cluster.evaluation_report import BaseResults, earlier_results, is_results, save_pass_rates, write_report
+        from cluster.progress import Display
+        from cluster.subjects import find_subject
+        from cluster.tasks import evaluation_config, load_benchmarks
 
     say = Display("off").say
     config = evaluation_config(request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from actors.imports import importing
 from cluster.interrupts import exit_code, stop_when_told
 from cluster.terminal import escape_crashes, say_error
 from configs.command_line import Arguments, parse_arguments
@@ -47,16 +48,16 @@ def plan(arguments: Arguments) -> int:
 def train(arguments: Arguments) -> int:
     """One run, new or resumed, on the Ray cluster there is or a local one. Returns the exit code."""
     # Imported here, so that --help and a typo in the config answer at once.
-    from cluster.preflight import check_before_ray
-    from cluster.progress import Display
+    with importing():
+        from cluster.preflight import check_before_ray
+        from cluster.progress import Display
+        from cluster.resume import find_resumed
+        from cluster.session import run_session
 
     display = Display(arguments.config.telemetry.live)
     if arguments.resume_auto:
         display.say(f"--resume auto: going on with {arguments.resume}, the newest run that can be gone on with")
     check_before_ray(arguments.config, display.say if arguments.dry_run else lambda _: None)  # a run says it later
-    from cluster.resume import find_resumed
-    from cluster.session import run_session
-
     run = arguments.resume
     fetched = run is not None and is_url(run) and arguments.dry_run  # too much for a dry run
     resumed = None if run is None or fetched else find_resumed(run, arguments.config, display.say)
