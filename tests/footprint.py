@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from tests.processes import marked
+
 SHARED_MEMORY = Path("/dev/shm")
 MARK = "POCKETGRPO_TEST_FOOTPRINT"
 SETTLE_SECONDS = 30.0  # Ray's processes notice one after another that the driver is gone
@@ -35,14 +37,7 @@ class Footprint:
 
     def processes(self) -> list[psutil.Process]:
         """Those that live, orphans too."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == self.mark[MARK] and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
-            except (psutil.Error, OSError):
-                continue
-        return found
+        return marked(MARK, self.mark[MARK])
 
     def left(self) -> list[str]:
         """What is still there, in words, after a while to settle."""

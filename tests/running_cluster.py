@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from tests.processes import marked
 from tests.small_run import ROOT
 
 BIN = Path(sys.executable).parent
@@ -68,6 +69,10 @@ class RunningCluster:
     def log(self, name: str) -> str:
         return (self.folder / "head" / "session_latest" / "logs" / f"job-driver-{name}.log").read_text()
 
+    def processes(self) -> list[psutil.Process]:
+        """Those of it that live, those of its jobs too."""
+        return marked(MARK, self.folder.name)
+
     def unpacked(self) -> list[Path]:
         """The working directories that Ray has made of what was uploaded."""
         return list(self.folder.glob("*/session_*/runtime_resources/working_dir_files/_ray_pkg_*[!k]"))
@@ -108,29 +113,9 @@ def running_cluster() -> Iterator[RunningCluster]:
         for process in reversed(processes):
             process.terminate()
             process.wait(60)
-        for left in marked(folder.name):
+        for left in marked(MARK, folder.name):
             left.kill()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def marked(mark: str) -> list[psutil.Process]:
-    """The living processes that descend from the cluster with this mark."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
-
-
-def title(process: psutil.Process) -> str:
-    """Its command line, which Ray's actors set to what they are; empty if it is gone."""
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:

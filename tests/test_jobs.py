@@ -15,11 +15,13 @@ import requests
 import yaml
 from ray._private.runtime_env.packaging import create_package
 
-from tests.running_cluster import RunningCluster, marked, running_cluster, title, wait_until
+from tests.processes import title
+from tests.running_cluster import RunningCluster, running_cluster, wait_until
 from tests.small_run import CACHE, ROOT, SMALL, metrics, status
 
 JOB_SECONDS = 280.0
 STOP_SECONDS = 30.0
+ACTORS = ("ray::RolloutWorker", "ray::LearnerRank", "ray::Verifier")
 UPLOAD_BYTES = 4 * 2**20
 pytestmark = pytest.mark.timeout(900)  # two whole runs and a cluster, on machines that do other work, too
 
@@ -28,13 +30,12 @@ pytestmark = pytest.mark.timeout(900)  # two whole runs and a cluster, on machin
 def cluster() -> Iterator[RunningCluster]:
     with running_cluster() as there:
         yield there
-    assert marked(there.folder.name) == [], "nothing of the cluster may be left"
+    assert there.processes() == [], "nothing of the cluster may be left"
 
 
-def actors_of(cluster: RunningCluster) -> list[str]:
-    """The titles of the processes in which its runs' actors live."""
-    kinds = ("ray::RolloutWorker", "ray::LearnerRank", "ray::Verifier")
-    return [name for name in map(title, marked(cluster.folder.name)) if name.startswith(kinds)]
+def titles(cluster: RunningCluster, *words: str) -> list[str]:
+    """Of its living processes, those that have one of the words."""
+    return [name for name in map(title, cluster.processes()) if any(word in name for word in words)]
 
 
 def train(*arguments: str) -> list[str]:
@@ -109,10 +110,10 @@ def test_a_run_is_seen_stopped_and_resumed(cluster: RunningCluster, tmp_path: Pa
     cluster.submit("refused", *train("training.steps=1"))
     there = tmp_path / "there" / "run"
     wait_until((there / "checkpoints" / "step_000002" / "manifest.json").exists, JOB_SECONDS, "a mirrored checkpoint")
-    assert len(actors_of(cluster)) == 3
+    assert len(titles(cluster, *ACTORS)) == 3
     cluster.ray_job("stop", "stopped")
     assert cluster.state("stopped") == "STOPPED"
-    wait_until(lambda: not actors_of(cluster), STOP_SECONDS, "the end of the stopped job's actors")
+    wait_until(lambda: not titles(cluster, *ACTORS), STOP_SECONDS, "the end of the stopped job's actors")
     log = cluster.log("stopped")
     assert "\x1b" not in log and "Traceback" not in log and "SIGTERM received" not in log
     assert log.index("run folder: file://") < log.index("Ray dashboard") < log.index("step    1  reward")
@@ -132,7 +133,7 @@ def test_a_run_is_seen_stopped_and_resumed(cluster: RunningCluster, tmp_path: Pa
     assert not list(CACHE.glob("runs/*/run")), "the working folder is deleted when all is at the URL"
     sizes = [sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) for folder in cluster.unpacked()]
     assert sizes and max(sizes) < UPLOAD_BYTES
-    assert not [process for process in marked(cluster.folder.name) if "cluster.train" in " ".join(process.cmdline())]
+    wait_until(lambda: not titles(cluster, "cluster.train"), STOP_SECONDS, "the end of the drivers")
 
 
 def test_a_node_without_the_model_is_given_it_or_named(cluster: RunningCluster, tmp_path: Path) -> None:

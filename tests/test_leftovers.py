@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.footprint import Footprint
-from tests.running_cluster import title
+from tests.processes import title
 from tests.small_run import arguments, start, status
 
 SECONDS = 240.0  # of a start, on a machine that does much else

@@ -12,6 +12,7 @@ from cluster.engine_fit import check_tensor_parallel
 from configs.errors import UsageError
 from configs.schema import Config
 from tests.conftest import SHARED_MEMORY
+from tests.processes import title
 from tests.test_weight_sync import (
     BUCKET_BYTES,
     PROMPT,
@@ -33,7 +34,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     folder, before = tmp_path_factory.mktemp("models"), _shared_memory()
     old, new = (make_model(folder / str(seed), tied=True, seed=seed) for seed in range(2))
     rig = Rig(old, new, BUCKET_BYTES, tensor_parallel=2)
-    processes = [process for process in psutil.Process().children() if process.name().startswith("VLLM")]
+    processes = [process for process in psutil.Process().children() if title(process).startswith("VLLM")]
     assert len(processes) == 2, "the model is shared by two processes, or this test proves nothing"
     yield rig
     rig.engine.close()

@@ -26,6 +26,7 @@ from data.records import Completion, Group, Outcome, Problem, Prompt, Verdict
 from data.rollouts import read_groups, write_groups
 from rewards.child import BATCH, Take, VerifierChild
 from rewards.registry import Case
+from tests.processes import gone
 
 ROOT = Path(__file__).resolve().parent.parent
 HANGS = "10^{10^{10^{10}}}"
@@ -365,4 +366,4 @@ def test_the_child_dies_with_a_parent_that_is_killed_wherever_that_runs(state, t
         time.sleep(0.3)
         assert orphan.is_running()
         parent.kill()
-    wait_until(lambda: not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE, seconds=8)
+    wait_until(lambda: gone(orphan), seconds=8)
