@@ -19,7 +19,7 @@ class Crew:
     """The living actors of one kind, in the order of their places.
 
     kind: what they are called in messages. start: begins an actor for a place, without waiting for it; without it
-    nobody is replaced.
+    nobody is replaced. check_needed: called before anybody is; raises where that would be in vain.
     """
 
     def __init__(
@@ -32,6 +32,7 @@ class Crew:
     ) -> None:
         self.kind, self.actors, self.deadline_seconds = kind, actors, deadline_seconds
         self.lock = threading.RLock()  # held while someone is replaced, and by whoever needs all of them alive
+        self.check_needed: Callable[[], None] = lambda: None
         self._start, self._restarts = start, restarts
         self._starting: Collection[ActorHandle] = ()
         self._closed = False
@@ -52,6 +53,7 @@ class Crew:
             while True:
                 if self._start is None or self._restarts is None or self._closed:
                     raise RunError(why)
+                self.check_needed()
                 self._restarts.allow(self._name(places), why)
                 for place in places:
                     ray.kill(self.actors[place])

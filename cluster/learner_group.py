@@ -44,13 +44,14 @@ class LearnerGroup:
         try:
             return wait_for(references, self._deadline_seconds, who, OPTION, lost=LearnerLost)
         except RayTaskError:
-            self._check_alive()  # the others fail, each in its own way, when one leaves them in a collective
+            self.check_alive()  # the others fail, each in its own way, when one leaves them in a collective
             raise
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
+        """LearnerLost if a rank has died; whether one is frozen is for its heartbeats to find."""
         references = [ask(rank.heartbeat.options(concurrency_group=HEALTH)) for rank in self.ranks]
-        ray.wait(references, num_returns=len(references), timeout=ALIVE_SECONDS)
-        wait_for(references, ALIVE_SECONDS, "A learner rank (heartbeat)", OPTION, lost=LearnerLost)
+        answered, _ = ray.wait(references, num_returns=len(references), timeout=ALIVE_SECONDS)
+        wait_for(answered, ALIVE_SECONDS, "A learner rank (heartbeat)", OPTION, lost=LearnerLost)
 
     def update(self, sequences: list[Sequence], on_policy: bool, limits: Limits = NO_LIMITS) -> dict[str, float]:
         """One optimizer step on one update batch; its metrics."""

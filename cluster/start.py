@@ -103,7 +103,8 @@ def start_actors(
 
 
 def connect_weights(config: Config, actors: Actors) -> None:
-    """Give the learner its way to the rollout workers, and the pool a way to have the weights sent anew."""
+    """Give the learner its way to the rollout workers, and the pool a way to have the weights sent anew. From now on
+    nobody is replaced who would work for a learner that is lost."""
 
     def connect() -> None:
         actors.learner.call("connect", weight_sender(config, actors.rollouts, actors.device))
@@ -114,6 +115,8 @@ def connect_weights(config: Config, actors: Actors) -> None:
 
     connect()
     actors.rollouts.renew = renew
+    for crew in (actors.rollouts.crew, actors.verifiers.crew):
+        crew.check_needed = actors.learner.check_alive
 
 
 def weight_sender(config: Config, rollouts: RolloutPool, device: Device = "cpu") -> WeightSender:
