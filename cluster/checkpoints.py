@@ -6,6 +6,7 @@ size and SHA-256 and is renamed into place last, so a half-written one is never 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from ray.exceptions import RayTaskError
 
 from cluster.learner_group import LearnerGroup
 from configs.errors import RunError, UsageError
@@ -154,9 +157,15 @@ class Checkpoints:
         """What to say of it; what there is of the folder is deleted, unless it became a checkpoint all the same."""
         if not (folder / MANIFEST).exists():
             shutil.rmtree(folder, ignore_errors=True)
+        cause = error.cause if isinstance(error, RayTaskError) else error  # over there, without its traceback
+        remedy = (
+            "Free memory: a checkpoint is copied there before it is written (--plan says how much of it that takes)"
+            if cause.errno == errno.ENOMEM
+            else "Free disk space or choose another training.runs_dir"
+        )
         return RunError(
-            f"The checkpoint {folder} could not be written: {error}. Free disk space or choose another "
-            f"training.runs_dir; the newest good checkpoint is {self.newest() or 'none yet'}."
+            f"The checkpoint {folder} could not be written: {cause}. {remedy}; the newest good checkpoint is "
+            f"{self.newest() or 'none yet'}."
         )
 
     def prune(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -15,6 +16,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from ray.exceptions import RayTaskError
 from safetensors.torch import load_file, save_file
 
 from cluster.checkpoints import DAMAGED_MANIFEST, MANIFEST, Checkpoints, LoopState, load_state, seal
@@ -167,6 +169,20 @@ def test_a_full_disk_ends_the_run_and_leaves_the_newest_good_checkpoint(tmp_path
     assert f"the newest good checkpoint is {good}" in str(raised.value)
     assert load_state(good).step == 1 and list(tmp_path.iterdir()) == [good]
     assert save(checkpoints, 2).exists(), "and with space again there is another"
+
+
+@pytest.mark.parametrize(("number", "remedy"), [(errno.ENOSPC, "Free disk space"), (errno.ENOMEM, "Free memory")])
+def test_what_a_rank_lacked_is_said_in_a_line(tmp_path: Path, number: int, remedy: str) -> None:
+    checkpoints, ranks = Checkpoints(tmp_path, keep=1), Ranks()
+    checkpoints.begin(ranks.group, state(1))
+
+    def fails(wait: bool) -> None:
+        raise RayTaskError("saved", "its traceback", OSError(number, os.strerror(number))).as_instanceof_cause()
+
+    ranks.saved = fails  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=rf"could not be written: .*{os.strerror(number)}\. {remedy}") as raised:
+        checkpoints.poll(ranks.group, wait=True)
+    assert "traceback" not in str(raised.value)
 
 
 def test_copies_are_equal_apart_and_can_be_saved(tmp_path: Path) -> None:
