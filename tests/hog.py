@@ -1,5 +1,5 @@
-"""Fills the object store of the cluster at RAY_ADDRESS with objects in use, which cannot be moved out of the way, and
-goes on putting more. Says `full` once there is no room left in memory, with what Ray says of it.
+"""Fills the object store of this node, in the cluster at RAY_ADDRESS, with objects in use, which cannot be moved out of
+the way, and goes on putting more. Says `full` once there is no room left in memory, with what Ray says of it.
 """
 
 from __future__ import annotations
@@ -8,16 +8,19 @@ import time
 
 import numpy as np
 import ray
-from ray._private.internal_api import memory_summary
+from ray._private.internal_api import node_stats, store_stats_summary
 
 CHUNK = 2**20
 
 
 def main() -> None:
     ray.init(log_to_driver=False, logging_level="ERROR")
-    size = int(ray.cluster_resources()["object_store_memory"])
-    held = [in_use() for _ in range(size // CHUNK + 2)]
-    usage = [line for line in memory_summary(stats_only=True).splitlines() if "Plasma" in line]
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = [node for node in ray.nodes() if node["NodeID"] == here]
+    held = [in_use() for _ in range(int(node["Resources"]["object_store_memory"]) // CHUNK + 2)]
+    # of this node alone: memory_summary asks any that Ray believes alive, one that has just died too
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    usage = [line for line in store_stats_summary(stats).splitlines() if "Plasma" in line]
     print("full", len(held), "; ".join(usage), flush=True)
     while True:
         ray.put(np.zeros(CHUNK, np.uint8))

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.running_cluster import BIN, MARK, _free_ports, _started, marked
+from tests.processes import marked
+from tests.running_cluster import BIN, MARK, _free_ports, _started
 from tests.small_run import ROOT
 
 JOIN = """
@@ -74,6 +75,6 @@ def ray_head(token: str | None) -> Iterator[Head]:
     finally:
         process.terminate()
         process.wait(60)
-        for left in marked(environment[MARK]):
+        for left in marked(MARK, environment[MARK]):
             left.kill()
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.prey import WORKER, strike
 from cluster.loop import check_push
 from configs.errors import RunError
 from configs.schema import Config
@@ -22,15 +23,8 @@ from learner.alarms import Alarms
 from learner.batching import Sequence
 from tests.small_run import arguments, metrics, start, status
 
-STEPS, BATCH = 8, 4
+STEPS, BATCH = 10, 4
 LONG = ("rollout.max_completion_tokens=48", "evaluation.every=0")
-
-
-def finished(*more: str) -> str:
-    process = start(*more, "telemetry.live=off")
-    output, _ = process.communicate(timeout=280)
-    assert process.returncode == 0, output
-    return output
 
 
 def groups_of(run: Path, steps: int = STEPS) -> list[list[Group]]:
@@ -39,7 +33,8 @@ def groups_of(run: Path, steps: int = STEPS) -> list[list[Group]]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run at staleness 2, stopped by Ctrl-C on the way, and gone on with; its folder and what it said at first."""
+    """A run at staleness 2, stopped by Ctrl-C on the way, and gone on with, whereupon its rollout worker dies; its
+    folder, and what it said at first."""
     folder = tmp_path_factory.mktemp("async")
     given = arguments(folder, "run", f"training.steps={STEPS}", "cluster.max_staleness=2", *LONG, "telemetry.live=off")
     process = start(*given)
@@ -51,7 +46,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert status(folder / "run")["state"] == "interrupted"
-    finished("--resume", str(folder / "run"))
+    resumed = start("--resume", str(folder / "run"), "telemetry.live=off")
+    strike(resumed, folder / "run", WORKER, signal.SIGKILL, after_step=STEPS - 3)
+    said, _ = resumed.communicate(timeout=280)
+    assert resumed.returncode == 0, said
+    assert "Rollout worker 0 was lost and is started again" in said
     return folder / "run", output
 
 
@@ -63,6 +62,8 @@ def test_every_prompt_is_trained_on_once_in_order_and_none_is_too_old(run: tuple
     assert len(lines) == STEPS
     assert all(0 <= line["rollout/staleness_max"] <= 2 and line["rollout/stale_dropped"] == 0 for line in lines)
     assert max(line["rollout/staleness_max"] for line in lines) > 0, "it did sample ahead"
+    prompts = status(folder)["prompts"]
+    assert (prompts["trained"], prompts["stale"], prompts["rewound"]) == (BATCH * STEPS, 0, 0)
 
 
 def test_tokens_carry_the_version_that_sampled_them(run: tuple[Path, str]) -> None:

@@ -51,6 +51,7 @@ def test_arithmetic_is_curated_as_it_always_was() -> None:
     assert said == ""
 
 
+@pytest.mark.faults
 def test_a_preset_in_a_folder_is_trained_on_and_its_bad_rows_are_dropped_by_option(tmp_path: Path) -> None:
     bad = {"question": "Which?\x07", "answer": "#### "}
     write(tmp_path / "gsm8k_train.jsonl", *rows(10), bad, {"question": "So?", "answer": "#### np.arcsin(10/13)"})

@@ -314,18 +314,21 @@ def assert_same_after_rewind(run: Path, tmp_path: Path) -> None:
             )
 
 
-SPIKED, LOST, CUT, BROKEN, SHIFTED = 4, 5, 6, 7, 8  # the steps of the planted faults
+SPIKED, LOST, CUT, BROKEN, SHIFTED, SURE, FLAT = 4, 5, 6, 7, 8, 9, 11  # the steps of the planted faults
 
 
 @pytest.fixture(scope="module")
 def faulty(folder: Path) -> Path:
-    """A run of which every step from the fourth on has a fault, planted in what was sampled."""
+    """A run of which nearly every step from the fourth on has a fault, planted in what was sampled; only the entropy is
+    right, and held to a limit of twice what it was."""
     guards = [f"training.guards.{guard}=skip" for guard in GUARDS if guard != "truncated"]
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cluster.guards, "KNOWN", 2)
+        patched.setattr(cluster.guards, "FLAT_STEPS", 2)
+        patched.setattr(cluster.guards, "COLLAPSE", cluster.guards.COLLAPSE)  # which changes on the way
         patched.setattr(cluster.loop, "sequences_of", with_faults(cluster.loop.sequences_of))
         patched.setattr(cluster.loop, "sample_batch", with_bad_groups(cluster.loop.sample_batch))
-        more = ("training.steps=9", "checkpoint.every=1", "checkpoint.keep=9", "telemetry.tensorboard=false")
+        more = ("training.steps=12", "checkpoint.every=1", "checkpoint.keep=12", "telemetry.tensorboard=false")
         assert main(arguments(folder, "faulty", *more, *guards)) == 0
     return folder / "faulty"
 
@@ -342,15 +345,20 @@ def with_faults(right: Any) -> Any:
 
 
 def with_bad_groups(right: Any) -> Any:
-    calls = iter(range(1, 100))
+    calls, collapse = iter(range(1, 100)), cluster.guards.COLLAPSE
     of_completions = {
         CUT: lambda completion: replace(completion, finish_reason="length"),
         SHIFTED: lambda completion: replace(completion, logprobs=completion.logprobs + 0.5),
     }
-    of_verdicts = {BROKEN: lambda verdict: replace(verdict, outcome="error")}
+    of_verdicts = {
+        BROKEN: lambda verdict: replace(verdict, outcome="error"),
+        FLAT - 1: lambda verdict: replace(verdict, total=0.0, outcome="wrong"),
+        FLAT: lambda verdict: replace(verdict, total=0.0, outcome="wrong"),
+    }
 
     def sample_batch(run: Any) -> Any:
         step, sampled = next(calls), right(run)
+        cluster.guards.COLLAPSE = 2.0 if step == SURE else collapse
         if change := of_completions.get(step):
             groups = [replace(g, completions=tuple(map(change, g.completions))) for g in sampled.groups]
         elif change := of_verdicts.get(step):
@@ -362,6 +370,7 @@ def with_bad_groups(right: Any) -> Any:
     return sample_batch
 
 
+@pytest.mark.faults
 def test_planted_faults_are_skipped_counted_and_shown(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = {each["step"]: each for each in metrics(faulty) if "policy/updates" in each}
     fired = {step: [name for name in each if name.startswith("guard/")] for step, each in lines.items()}
@@ -371,19 +380,22 @@ def test_planted_faults_are_skipped_counted_and_shown(faulty: Path, capsys: pyte
         CUT: ["guard/truncated"],
         BROKEN: ["guard/verifier_errors"],
         SHIFTED: ["guard/logprob_diff"],
+        SURE: ["guard/entropy"],
+        FLAT: ["guard/reward_flat"],
     }
-    assert [lines[step]["policy/version"] for step in range(1, 10)] == [1, 2, 3, 3, 3, 4, 4, 4, 5]
+    assert [lines[step]["policy/version"] for step in range(1, 13)] == [1, 2, 3, 3, 3, 4, 4, 4, 4, 5, 5, 6]
     found = status(faulty)["guards"]
-    assert [guard for guard, of in found.items() if not of["times"]] == ["entropy", "reward_flat"]
+    assert {guard: of["times"] for guard, of in found.items()} == dict.fromkeys(GUARDS, 1)
     assert found["nan"] == {
         "saw": "the loss or the gradient is no number", "step": LOST, "times": 1, "action": "skip",
     }  # fmt: skip
     json.loads((faulty / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
-    states = {step: trainer_state(faulty, step) for step in range(1, 10)}
+    states = {step: trainer_state(faulty, step) for step in range(1, 13)}
     assert states[SPIKED - 1] == states[SPIKED] == states[LOST] != states[CUT]
-    assert states[CUT] == states[BROKEN] == states[SHIFTED] != states[9]
+    assert states[CUT] == states[BROKEN] == states[SHIFTED] == states[SURE] != states[FLAT - 1]
+    assert states[FLAT - 1] == states[FLAT] != states[12]
     pushed = [each["step"] for each in RunFolder(faulty).read_metrics() if "time/sync_copy" in each]
-    assert pushed == [1, 2, 3, CUT, SHIFTED, 9], "weights that do not seem to have arrived are pushed again"
+    assert pushed == [1, 2, 3, CUT, SHIFTED, FLAT - 1, 12], "weights that do not seem to have arrived are pushed again"
 
 
 def trainer_state(run: Path, step: int) -> tuple[bytes, ...]:
@@ -395,5 +407,5 @@ def trainer_state(run: Path, step: int) -> tuple[bytes, ...]:
 def test_what_fired_is_known_after_a_rewind_and_by_a_resumed_run(faulty: Path, tmp_path: Path) -> None:
     assert_same_after_rewind(faulty, tmp_path)
     before = status(faulty)["guards"]
-    assert main(["--resume", str(faulty), "training.steps=10"]) == 0
-    assert metrics(faulty)[-1]["step"] == 10 and status(faulty)["guards"] == before
+    assert main(["--resume", str(faulty), "training.steps=13"]) == 0
+    assert metrics(faulty)[-1]["step"] == 13 and status(faulty)["guards"] == before

@@ -35,7 +35,8 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
             folder = tmp_path_factory.mktemp("hub")
             kept = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
             hub = {"HF_ENDPOINT": f"http://127.0.0.1:{silent.getsockname()[1]}", "HF_HOME": str(folder)}
-            command = [sys.executable, "-c", PROGRAM, setting, f"training.runs_dir={folder}"]
+            settings = (setting, f"training.runs_dir={folder}", "cluster.dashboard_port=off")
+            command = [sys.executable, "-c", PROGRAM, *settings]
             pipe = subprocess.PIPE
             programs[setting] = subprocess.Popen(command, cwd=ROOT, env=kept | hub, stdout=pipe, stderr=pipe, text=True)
         said = {setting: program.communicate(timeout=120) for setting, program in programs.items()}
