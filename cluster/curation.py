@@ -94,7 +94,8 @@ def _load(config: Config, dataset: str, say: Say) -> list[Problem]:
         digits=data.digits,
         operators=data.operators,
     )
-    problems, bad = load_source(source, gold_check(config.rewards, dataset))
+    with gold_check(config.rewards, dataset) as check:
+        problems, bad = load_source(source, check)
     if data.unparsable_golds == "refuse":
         refuse(dataset, bad)
     elif bad:

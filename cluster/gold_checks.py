@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from configs.errors import RunError
 from configs.schema import Rewards
 from data.errors import DatasetError
-from data.golds import ParseGold
+from data.golds import CheckGold
 from data.presets import PRESETS
-from rewards.judges import gold_check as judges_check
+from rewards.gold_check import gold_check as check_of
 from rewards.registry import Gold, gold_kind
 
+# Of (kind, time limit, gold): reading one takes milliseconds, and a run asks twice.
+_FAULTS: dict[tuple[Gold, float, str], str] = {}
 
-def gold_check(rewards: Rewards, dataset: str) -> ParseGold:
-    """The check of one dataset's golds, of the kind that the rewards ask for.
 
-    Raises DatasetError for a preset of unit tests where none is asked for, and the reverse.
+@contextmanager
+def gold_check(rewards: Rewards, dataset: str) -> Iterator[CheckGold]:
+    """Within, the check of one dataset's golds, of the kind that the rewards ask for.
+
+    Raises DatasetError for a preset of unit tests where none is asked for, and the reverse, and where many golds take
+    too long to read; RunError if what reads them cannot be started.
     """
     kind = gold_kind(rewards.weights)
     if dataset in PRESETS and (PRESETS[dataset].kind == "code") != (kind == "code"):
@@ -25,20 +32,27 @@ def gold_check(rewards: Rewards, dataset: str) -> ParseGold:
             f"names {', '.join(rewards.weights)}. {'Name only code' if tests else 'Leave code out'} there, or choose "
             "another dataset."
         )
-    return functools.partial(_check, kind)
+    with check_of(kind, rewards.timeout_seconds, rewards.memory_mb) as check:
+
+        def known(gold: str) -> bool:
+            key = kind, rewards.timeout_seconds, gold
+            if key not in _FAULTS:
+                _FAULTS[key] = _fault(check, gold)
+            if fault := _FAULTS[key]:
+                raise ValueError(fault)
+            return True
+
+        yield known
 
 
-def _check(kind: Gold, gold: str) -> bool:
-    if fault := _fault(kind, gold):
-        raise ValueError(fault)
-    return True
-
-
-@functools.lru_cache(maxsize=2**17)
-def _fault(kind: Gold, gold: str) -> str:
-    """What the judge says against a gold answer; kept, as parsing takes milliseconds and a run asks twice."""
+def _fault(check: CheckGold, gold: str) -> str:
+    """What the judge says against a gold answer, if anything."""
     try:
-        judges_check(kind)(gold)
+        check(gold)
     except ValueError as error:
         return str(error)
+    except TimeoutError as error:
+        raise DatasetError(str(error)) from error
+    except RuntimeError as error:  # no child can be started
+        raise RunError(str(error)) from error
     return ""

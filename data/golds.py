@@ -9,7 +9,7 @@ from typing import Literal
 from data.escaping import excerpt
 
 GoldRule = Literal["auto", "whole", "hashes", "boxed", "last_number"]
-ParseGold = Callable[[str], object]
+CheckGold = Callable[[str], object]  # raises a ValueError that says why one cannot be scored
 
 _HASHES = "####"
 _BOXED = re.compile(r"\\f?boxed\s*(?=\{)")
@@ -32,13 +32,13 @@ def extract_gold(cell: str, rule: GoldRule) -> str:
     return gold
 
 
-def gold_fault(answer: str, parse_gold: ParseGold) -> str | None:
-    """Why a gold answer cannot be parsed, or None if it can. parse_gold says so by ValueError, None, False or []."""
+def gold_fault(answer: str, check_gold: CheckGold) -> str | None:
+    """Why a gold answer cannot be scored, or None if it can."""
     try:
-        parsed = parse_gold(answer)
+        check_gold(answer)
     except ValueError as error:
         return excerpt(str(error), 120).strip("'")
-    return "its gold answer cannot be parsed" if parsed is None or parsed is False or parsed == [] else None
+    return None
 
 
 def _whole(cell: str) -> tuple[str, str]:

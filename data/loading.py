@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data.arithmetic import generate
 from data.errors import DatasetError
-from data.golds import GoldRule, ParseGold
+from data.golds import CheckGold, GoldRule
 from data.gym import PREFIX as GYM
 from data.gym import check_task, generate_task
 from data.presets import find_preset, open_preset
@@ -46,7 +46,7 @@ class Source:
     operators: str = "+-"
 
 
-def load_source(source: Source, parse_gold: ParseGold | None = None) -> tuple[list[Problem], Sequence[BadRow]]:
+def load_source(source: Source, check_gold: CheckGold | None = None) -> tuple[list[Problem], Sequence[BadRow]]:
     """(the problems, the bad rows), in the dataset's order, duplicates included.
 
     Raises DatasetError for whatever stands in the way, naming file, row and column.
@@ -62,7 +62,7 @@ def load_source(source: Source, parse_gold: ParseGold | None = None) -> tuple[li
         table, name, reading = open_preset(source.dataset, "train", source.directory)
         gold = reading.gold if source.gold == "auto" else source.gold
     reading = replace(reading, gold=gold, demonstration=source.demonstration_column, filters=source.filters)
-    return read_problems(table, name, reading, parse_gold)
+    return read_problems(table, name, reading, check_gold)
 
 
 def check_name(dataset: str, directory: Path | None) -> bool:

@@ -1,28 +1,12 @@
-"""Problems as a run uses them: golds that can be scored, and a held-out part that is never trained on."""
+"""Problems as a run uses them: some are held out and never trained on."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from data.errors import DatasetError
-from data.escaping import excerpt
-from data.golds import ParseGold, gold_fault
 from data.hashing import stable_hash
 from data.records import Problem
-
-
-def check_golds(problems: Sequence[Problem], parse_gold: ParseGold) -> None:
-    """Refuses gold answers that cannot be scored, before anything is sampled.
-
-    parse_gold says "cannot be parsed" by ValueError, None, False or an empty list.
-    Raises DatasetError naming the first such problem (from 1) and its gold.
-    """
-    for number, problem in enumerate(problems, start=1):
-        if (fault := gold_fault(problem.answer, parse_gold)) is not None:
-            raise DatasetError(
-                f"The gold answer of problem {number} of {len(problems)} cannot be used ({fault}): "
-                f"{excerpt(problem.answer)}, for the question {excerpt(problem.question)}. Correct or remove that one."
-            )
 
 
 def split_held_out(problems: Sequence[Problem], held_out: int, seed: int) -> tuple[list[Problem], list[Problem]]:

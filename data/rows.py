@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data.errors import DatasetError
 from data.escaping import escaped, excerpt
-from data.golds import GoldRule, ParseGold, extract_gold, gold_fault
+from data.golds import CheckGold, GoldRule, extract_gold, gold_fault
 from data.hashing import question_id, stable_hash
 from data.records import Problem
 
@@ -56,12 +56,12 @@ class BadRow:
 
 
 def read_problems(
-    table: Dataset, name: str, reading: Reading, parse_gold: ParseGold | None = None
+    table: Dataset, name: str, reading: Reading, check_gold: CheckGold | None = None
 ) -> tuple[list[Problem], list[BadRow]]:
     """(the problems, the bad rows) of a table, each in its order, duplicates included.
 
-    A row is bad if a cell is empty, its gold answer is not found, or parse_gold cannot parse it (see
-    `check_golds`). Raises DatasetError where a column or every row is missing.
+    A row is bad if a cell is empty, its gold answer is not found, or check_gold refuses it by a ValueError. Raises
+    DatasetError where a column or every row is missing.
     """
     require_columns(table, name, reading)
     good: list[Problem] = []
@@ -70,8 +70,8 @@ def read_problems(
         if not _wanted(row, reading):
             continue
         made = _problem(number, row, reading)
-        if isinstance(made, Problem) and parse_gold is not None:
-            fault = gold_fault(made.answer, parse_gold)
+        if isinstance(made, Problem) and check_gold is not None:
+            fault = gold_fault(made.answer, check_gold)
             made = made if fault is None else BadRow(number, fault, excerpt(made.answer))
         if isinstance(made, Problem):
             good.append(made)

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from configs.errors import UsageError
+from configs.errors import RunError, UsageError
 from data.hashing import stable_hash
 from data.presets import PRESETS, open_preset
 from data.records import Problem
 from data.rows import Split, read_problems
-from rewards.judges import gold_check
+from rewards.gold_check import gold_check
 from rewards.registry import Gold
 
 EXAMPLES_FROM = {"math500": "math"}  # benchmarks whose training problems go by another name
@@ -46,7 +46,13 @@ def load_benchmark(name: str, split: Split, directory: Path | None) -> Benchmark
     """
     gold: Gold = PRESETS[name].kind
     table, shown, reading = open_preset(name, split, directory)
-    problems, bad = read_problems(table, shown, reading, gold_check(gold))
+    try:
+        with gold_check(gold) as check:
+            problems, bad = read_problems(table, shown, reading, check)
+    except TimeoutError as error:
+        raise UsageError(f"{shown}: {error}") from error
+    except RuntimeError as error:  # nothing that reads them can be started
+        raise RunError(str(error)) from error
     if not problems:
         raise UsageError(f"No row of {shown} can be used; the first: {bad[0]}. Correct the file.")
     return Benchmark(name, with_own_ids(problems), len(problems) + len(bad), gold, tuple(map(str, bad)))

@@ -16,7 +16,7 @@ from rewards.extraction import MAX_ANSWER_CHARACTERS, find_answer
 from rewards.notation import Plain, formula, mend, plain, same, unassigned
 from rewards.registry import Case, Judgement, Outcome, Score, check_weights, reward, weigh
 
-MAX_GOLD_DEPTH = 10  # golds are parsed where nothing limits the time, and bare braces double it with each of them
+MAX_GOLD_DEPTH = 10  # bare braces double the time with each of them, and every completion asks anew
 _SCIENTIFIC = re.compile(r"([-+]?[0-9]*\.?[0-9]+)[eE]([-+]?[0-9]+)")
 _PROSE = re.compile(r"(?<![A-Za-z])[A-Za-z]{2,} +[A-Za-z]{2,}")
 
@@ -43,6 +43,8 @@ def judge(case: Case) -> Judgement:
     """
     answer = find_answer(case.completion, case.tags)
     if answer is None:
+        if not is_plain(case.gold):
+            parse_gold(case.gold)
         return Judgement("unparsable", None)
     return Judgement(compare(case.gold, answer.text), answer.text[:MAX_ANSWER_CHARACTERS], answer.marked)
 
@@ -79,13 +81,22 @@ def parse_gold(answer: str) -> tuple[Any, ...]:
     if len(answer) <= MAX_ANSWER_CHARACTERS and _depth(answer) <= MAX_GOLD_DEPTH:
         parsed = _parse(answer) or tuple(filter(None, [_plain(answer)]))
     if not parsed:
-        shown = answer if len(answer) <= 80 else answer[:80] + "…"
-        raise ValueError(
-            f"the gold answer {shown!r} cannot be parsed: expected a number or LaTeX such as "
-            r"\frac{1}{2}, at most "
-            f"{MAX_ANSWER_CHARACTERS} characters and {MAX_GOLD_DEPTH} brackets deep; correct the row or drop it"
-        )
+        raise ValueError(refusal(answer))
     return parsed
+
+
+def is_plain(gold: str) -> bool:
+    """Whether a gold answer is read here, exactly and at once, without sympy."""
+    return _plain(gold) is not None
+
+
+def refusal(gold: str, why: str = "cannot be parsed") -> str:
+    """What to say of a gold answer that cannot be scored."""
+    shown = gold if len(gold) <= 80 else gold[:80] + "…"
+    return (
+        rf"the gold answer {shown!r} {why}: expected a number or LaTeX such as \frac{{1}}{{2}}, at most "
+        f"{MAX_ANSWER_CHARACTERS} characters and {MAX_GOLD_DEPTH} brackets deep; correct the row or drop it"
+    )
 
 
 def _depth(text: str) -> int:

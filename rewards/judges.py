@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from rewards import accuracy, code, exact_match
+from rewards import code
 from rewards.child import VerifierChild
-from rewards.registry import Case, Gold, Judgement, Score, check_weights, gold_kind, weigh
+from rewards.registry import Case, Judgement, Score, check_weights, gold_kind, weigh
 from rewards.sandbox import Sandbox
 
 
@@ -34,16 +34,6 @@ def open_judge(
     if gold_kind(weights) == "code":
         return CodeJudge(weights, Sandbox(timeout_seconds, memory_mb, unsafe_code))
     return VerifierChild(weights, timeout_seconds, memory_mb)
-
-
-def gold_check(kind: Gold) -> Callable[[str], object]:
-    """What refuses, by a ValueError that names it, a gold answer of this kind that could not be scored."""
-    checks: dict[Gold, Callable[[str], object]] = {
-        "math": accuracy.parse_gold,
-        "exact": exact_match.check_gold,
-        "code": code.check_gold,
-    }
-    return checks[kind]
 
 
 class CodeJudge:

@@ -23,6 +23,7 @@ from tests.small_run import SMALL
 
 Row = dict[str, Any]
 ROWS: list[Row] = [{"question": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(40)]
+EXPLODES = r"\binom{900000000}{400000000}"  # as a gold: years to read
 
 
 @dataclass(frozen=True)
@@ -777,6 +778,7 @@ DATASETS = (
             case(data([*ROWS, {"question": "Which angle?", "answer": "np.arcsin(10/13)"}]), "np.arcsin"),
             case(data([*ROWS, {"question": "x", "answer": "#### "}]), "has nothing after ####"),
             case(data([*ROWS, {"question": "x", "answer": "\\boxed{1"}]), "braces balance"),
+            case(data([*ROWS, {"question": "x", "answer": EXPLODES}], "rewards.timeout_seconds=1"), "more than 1 s"),
         ),
     ),
     Cause(

@@ -53,15 +53,16 @@ def test_arithmetic_is_curated_as_it_always_was() -> None:
 
 @pytest.mark.faults
 def test_a_preset_in_a_folder_is_trained_on_and_its_bad_rows_are_dropped_by_option(tmp_path: Path) -> None:
-    bad = {"question": "Which?\x07", "answer": "#### "}
-    write(tmp_path / "gsm8k_train.jsonl", *rows(10), bad, {"question": "So?", "answer": "#### np.arcsin(10/13)"})
-    asked = ("data.dataset=gsm8k", f"data.directory={tmp_path}")
-    named = r"gsm8k has 2 rows .*row 11 \(.*nothing after ####.*row 12 .*unparsable_golds=drop"
+    golds = {"Which?\x07": "", "So?": "np.arcsin(10/13)", "How many?": r"\binom{1000000000}{500000000}"}
+    bad = [{"question": question, "answer": f"#### {gold}"} for question, gold in golds.items()]
+    write(tmp_path / "gsm8k_train.jsonl", *rows(10), *bad)
+    asked = ("data.dataset=gsm8k", f"data.directory={tmp_path}", "rewards.timeout_seconds=1")
+    named = r"gsm8k has 3 rows .*row 11 \(.*nothing after ####.*row 12 .*row 13 .*more than 1 s .*unparsable_golds=drop"
     with pytest.raises(DatasetError, match=named):
         curated(*asked)
     train, held_out, said = curated(*asked, "data.unparsable_golds=drop")
     assert (len(train), len(held_out)) == (6, 4)
-    assert said.startswith("gsm8k: 2 of 12 rows dropped: row 11 (") and "np.arcsin" in said and "\x07" not in said
+    assert said.startswith("gsm8k: 3 of 13 rows dropped: row 11 (") and "np.arcsin" in said and "\x07" not in said
 
 
 def test_training_problems_that_a_benchmark_holds_are_dropped_from_both_parts(tmp_path: Path) -> None:

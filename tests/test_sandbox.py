@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rewards.judges import gold_check, open_judge
+from rewards.code import check_gold
+from rewards.judges import open_judge
 from rewards.registry import Case
 from rewards.sandbox import _START, PACKAGE, Sandbox, Walls
 
@@ -416,7 +417,7 @@ def test_the_code_reward_takes_the_last_python_block_and_the_gold_answers_tests(
 )
 def test_a_gold_that_tests_nothing_is_refused(gold, fault):
     with pytest.raises(ValueError, match=fault):
-        gold_check("code")(gold)
+        check_gold(gold)
 
 
 @pytest.mark.parametrize(
@@ -424,4 +425,4 @@ def test_a_gold_that_tests_nothing_is_refused(gold, fault):
     [TESTS, "def check(f):\n    assert f(2) == 4\ncheck(double)", "for n in range(3):\n    assert double(n) == 2 * n"],
 )
 def test_golds_that_assert_something_when_they_run_are_taken(gold):
-    assert gold_check("code")(gold) == gold
+    assert check_gold(gold) == gold
