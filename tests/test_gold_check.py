@@ -9,9 +9,10 @@ import psutil
 import pytest
 
 from rewards.gold_check import GoldCheck, gold_check
+from tests.processes import title
 
 EXPLODES = r"\binom{1000000000}{500000000}"  # one call into C that would run for years, deaf to Ctrl-C
-SECONDS = 1.5
+SECONDS = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +23,7 @@ def check() -> Iterator[GoldCheck]:
 
 
 def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "rewards.child" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "rewards.child" in title(child)]
 
 
 def test_plain_numbers_need_no_child_and_none_is_left() -> None:
@@ -51,9 +52,9 @@ def test_what_cannot_be_scored_is_refused_by_name(check: GoldCheck, gold: str) -
 @pytest.mark.faults
 def test_one_that_explodes_costs_its_time_limit_and_the_next_is_read(check: GoldCheck) -> None:
     begun = time.monotonic()
-    with pytest.raises(ValueError, match=r"'\\\\binom.*' takes more than 1\.5 s to parse.*drop it"):
+    with pytest.raises(ValueError, match=r"'\\\\binom.*' takes more than 3 s to parse.*drop it"):
         check(EXPLODES)
-    assert time.monotonic() - begun < SECONDS + 1.0
+    assert time.monotonic() - begun < SECONDS + 5.0
     check(r"\sqrt{2}")
 
 
