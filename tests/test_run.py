@@ -43,6 +43,13 @@ def undisturbed(folder: Path) -> Path:
     return folder / "undisturbed"
 
 
+def rewards_shown(run: Path) -> list[tuple[int, float]]:
+    """(step, mean reward) as TensorBoard reads them."""
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars("reward/mean")]
+
+
 def test_a_run_leaves_its_whole_folder(undisturbed: Path) -> None:
     assert load_config(undisturbed / "config.yaml").training.name == "undisturbed"
     assert status(undisturbed)["state"] == "finished"
@@ -50,9 +57,7 @@ def test_a_run_leaves_its_whole_folder(undisturbed: Path) -> None:
     assert lines[0]["step"] == 0 and "eval/accuracy" in lines[0]
     assert [line["step"] for line in lines if "policy/loss" in line] == [1, 2, 3, 4]
     assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
-    events = EventAccumulator(str(undisturbed / "tensorboard"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("reward/mean")] == [1, 2, 3, 4]
+    assert [step for step, _ in rewards_shown(undisturbed)] == [1, 2, 3, 4]
     assert not list(undisturbed.rglob("*.draft"))
 
 
@@ -105,6 +110,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_undisturbed_run(undisturbed: Path
     assert status(run)["state"] == "running"
     assert main(["--resume", str(run)]) == 0
     assert metrics(run) == metrics(undisturbed)
+    assert rewards_shown(run) == rewards_shown(undisturbed)
     for name in ("model.safetensors", "trainer/rank_0.safetensors", "trainer/rank_0.json"):
         ours, theirs = (f / "checkpoints" / "step_000004" / name for f in (run, undisturbed))
         assert ours.read_bytes() == theirs.read_bytes(), name
