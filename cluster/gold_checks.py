@@ -10,6 +10,7 @@ from configs.schema import Rewards
 from data.errors import DatasetError
 from data.golds import CheckGold
 from data.presets import PRESETS
+from rewards.gold_check import SlowGoldsError
 from rewards.gold_check import gold_check as check_of
 from rewards.registry import Gold, gold_kind
 
@@ -32,17 +33,19 @@ def gold_check(rewards: Rewards, dataset: str) -> Iterator[CheckGold]:
             f"names {', '.join(rewards.weights)}. {'Name only code' if tests else 'Leave code out'} there, or choose "
             "another dataset."
         )
-    with check_of(kind, rewards.timeout_seconds, rewards.memory_mb) as check:
+    try:
+        with check_of(kind, rewards.timeout_seconds, rewards.memory_mb) as check:
 
-        def known(gold: str) -> bool:
-            key = kind, rewards.timeout_seconds, gold
-            if key not in _FAULTS:
-                _FAULTS[key] = _fault(check, gold)
-            if fault := _FAULTS[key]:
-                raise ValueError(fault)
-            return True
+            def known(gold: str) -> None:
+                key = kind, rewards.timeout_seconds, gold
+                if key not in _FAULTS:
+                    _FAULTS[key] = _fault(check, gold)
+                if fault := _FAULTS[key]:
+                    raise ValueError(fault)
 
-        yield known
+            yield known
+    except SlowGoldsError as error:
+        raise DatasetError(f"The dataset {dataset}: {error}") from error
 
 
 def _fault(check: CheckGold, gold: str) -> str:
@@ -51,8 +54,6 @@ def _fault(check: CheckGold, gold: str) -> str:
         check(gold)
     except ValueError as error:
         return str(error)
-    except TimeoutError as error:
-        raise DatasetError(str(error)) from error
     except RuntimeError as error:  # no child can be started
         raise RunError(str(error)) from error
     return ""

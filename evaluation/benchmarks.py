@@ -13,7 +13,7 @@ from data.hashing import stable_hash
 from data.presets import PRESETS, open_preset
 from data.records import Problem
 from data.rows import Split, read_problems
-from rewards.gold_check import gold_check
+from rewards.gold_check import SlowGoldsError, gold_check
 from rewards.registry import Gold
 
 EXAMPLES_FROM = {"math500": "math"}  # benchmarks whose training problems go by another name
@@ -49,7 +49,7 @@ def load_benchmark(name: str, split: Split, directory: Path | None) -> Benchmark
     try:
         with gold_check(gold) as check:
             problems, bad = read_problems(table, shown, reading, check)
-    except TimeoutError as error:
+    except SlowGoldsError as error:
         raise UsageError(f"{shown}: {error}") from error
     except RuntimeError as error:  # nothing that reads them can be started
         raise RunError(str(error)) from error

@@ -65,6 +65,16 @@ def test_a_preset_in_a_folder_is_trained_on_and_its_bad_rows_are_dropped_by_opti
     assert said.startswith("gsm8k: 3 of 13 rows dropped: row 11 (") and "np.arcsin" in said and "\x07" not in said
 
 
+def test_many_golds_that_explode_end_the_loading_also_where_bad_rows_are_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rewards.gold_check.MAX_SLOW", 2)
+    slow = [{"question": f"How many? {n}", "answer": rf"\binom{{1000000000}}{{30000000{n}}}"} for n in range(3)]
+    path = write(tmp_path / "p.jsonl", *rows(10), *slow)
+    with pytest.raises(DatasetError, match=r"p\.jsonl: 2 gold answers take too long, the last: .*300000001"):
+        curated(f"data.dataset={path}", "rewards.timeout_seconds=0.5", "data.unparsable_golds=drop")
+
+
 def test_training_problems_that_a_benchmark_holds_are_dropped_from_both_parts(tmp_path: Path) -> None:
     planted = [QUESTION.format(n, n + 1) for n in range(3)]
     near = [f"A cook bakes {n} pies, how many are left if he sells {n} of them?" for n in range(3)]

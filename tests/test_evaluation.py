@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from evaluation.report import Report, Task, tables, to_json, to_markdown
 from evaluation.report_page import to_html
 from evaluation.results_folder import ResultsFolder, differences
 from evaluation.scores import compare, figures_of, ks, score
+from rewards.gold_check import gold_check
 from tests.evaluation_cases import result, sample, write_problems
 
 SETTINGS = {
@@ -190,6 +192,15 @@ def test_rows_whose_gold_cannot_be_scored_are_left_out_and_named(tmp_path: Path)
     assert (len(found.problems), found.of) == (3, 4)
     (row,) = found.left_out
     assert "row 4" in row and "np.arcsin" in row
+
+
+def test_a_benchmark_whose_golds_explode_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rewards.gold_check.MAX_SLOW", 1)
+    monkeypatch.setattr("evaluation.benchmarks.gold_check", partial(gold_check, timeout_seconds=0.5))
+    row = {"question": "How many?", "answer": r"\binom{1000000000}{500000000}"}
+    (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(UsageError, match=r"gsm8k_test\.jsonl: 1 gold answers take too long"):
+        load_benchmark("gsm8k", "test", tmp_path)
 
 
 def with_solutions(folder: Path) -> Path:
